@@ -1,0 +1,1 @@
+"""Rewards, groups and batches: what happens to a rollout between the engine and the learner."""

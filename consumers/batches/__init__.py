@@ -1,0 +1,1 @@
+"""Packs ready groups into balanced batches."""

@@ -1,0 +1,1 @@
+"""Collects the rollouts of a prompt and drops groups without variance."""

@@ -1,0 +1,1 @@
+"""Scores completed rollouts."""

@@ -1,0 +1,1 @@
+"""The eachprompt command, configuration and the local supervisor."""

@@ -1,0 +1,1 @@
+"""The policy model, router replay, objectives, train loop, checkpoints and weight publication."""

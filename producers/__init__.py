@@ -1,0 +1,1 @@
+"""Prompts and rollouts: the dispatcher and the vLLM rollout producer."""

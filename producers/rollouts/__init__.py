@@ -1,0 +1,1 @@
+"""The vLLM rollout producer and its weight subscriber."""

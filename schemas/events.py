@@ -1,0 +1,294 @@
+"""Every event on the log: frozen structs in one tagged union (DESIGN section 4).
+
+Evolution: a new field has a default; types and tags never change; golden bytes of every released version stay in tests.
+Times are unix seconds. Topics of a `Ref` are the catalogue's short names.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from schemas.arrays import NDArray
+from schemas.parts import (
+    Disposition,
+    EngineInfo,
+    Member,
+    Message,
+    PlannedSequence,
+    Purpose,
+    Ref,
+    Rejected,
+    RewardComponent,
+    RolloutTimings,
+    Routes,
+    Sampling,
+    WeightFile,
+    WeightSpan,
+)
+
+
+class EventBase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
+    """Base of all events."""
+
+
+class GroupRequested(EventBase, frozen=True, kw_only=True):
+    """`samples` rollouts of one prompt are wanted before `deadline_s`. Exactly one of `prompt` and `messages` is set.
+
+    `sequence` numbers the requests of a run from 0; `version` is the newest published version the dispatcher knew;
+    `evaluation` is the step after which a held-back round was asked for (purpose `evaluate`).
+    """
+
+    group_id: str
+    prompt_id: str
+    visit: int
+    sequence: int
+    task: str
+    samples: int
+    sampling: Sampling
+    verifier: str
+    reference: str | dict[str, Any]
+    time_s: float
+    deadline_s: float
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    purpose: Purpose = "train"
+    evaluation: int | None = None
+    version: int = 0
+    predicted_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError(f"group {self.group_id} has exactly one of prompt and messages")
+        if self.samples < 1:
+            raise ValueError(f"group {self.group_id} asks for {self.samples} samples and not for at least 1")
+
+
+class RolloutCompleted(EventBase, frozen=True, kw_only=True):
+    """One finished rollout with everything the learner needs; the request's facts are repeated so that no stage joins.
+
+    `logprobs` f4 `[response tokens]`, finite: log-probability of each sampled token under the weights of its span.
+    """
+
+    rollout_id: str
+    group_id: str
+    prompt_id: str
+    index: int
+    attempt: int
+    producer_id: str
+    request: Ref
+    task: str
+    samples: int
+    verifier: str
+    reference: str | dict[str, Any]
+    deadline_s: float
+    prompt_ids: NDArray
+    response_ids: NDArray
+    logprobs: NDArray
+    spans: tuple[WeightSpan, ...]
+    sampling: Sampling
+    finish_reason: Literal["stop", "length"]
+    engine: EngineInfo
+    timings: RolloutTimings
+    requested_s: float
+    time_s: float
+    routes: Routes | None = None
+    purpose: Purpose = "train"
+    evaluation: int | None = None
+
+    def __post_init__(self) -> None:
+        tokens = self.response_ids.shape
+        if self.prompt_ids.dtype != "u4" or self.response_ids.dtype != "u4" or self.logprobs.dtype != "f4":
+            raise ValueError(f"rollout {self.rollout_id} has ids that are not u4 or log-probs that are not f4")
+        if len(tokens) != 1 or len(self.prompt_ids.shape) != 1 or self.logprobs.shape != tokens:
+            raise ValueError(
+                f"rollout {self.rollout_id} has {self.logprobs.shape} log-probs for {tokens} response tokens"
+            )
+        if not np.isfinite(self.logprobs.numpy()).all():
+            raise ValueError(f"rollout {self.rollout_id} has a log-prob that is not finite")
+        firsts = [span.first_token for span in self.spans]
+        if not firsts or firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] > tokens[0]:
+            raise ValueError(f"rollout {self.rollout_id} has weight spans {firsts} that do not cover its response")
+        total = self.prompt_ids.shape[0] + tokens[0]
+        if self.routes is not None and self.routes.first_token + self.routes.shape[0] != total:
+            raise ValueError(
+                f"rollout {self.rollout_id} has routes for tokens {self.routes.first_token} to "
+                f"{self.routes.first_token + self.routes.shape[0]} of {total}"
+            )
+
+
+class RolloutScored(EventBase, frozen=True, kw_only=True):
+    """The verdict on one rollout. `valid` false: the verifier came to none (`error` says why) and the reward is 0."""
+
+    rollout_id: str
+    group_id: str
+    prompt_id: str
+    index: int
+    attempt: int
+    rollout: Ref
+    task: str
+    samples: int
+    deadline_s: float
+    valid: bool
+    time_s: float
+    reward: float = 0.0
+    passed: float | None = None
+    components: tuple[RewardComponent, ...] = ()
+    error: str | None = None
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    oldest_version: int = 0
+    newest_version: int = 0
+    finish_reason: str = "stop"
+    purpose: Purpose = "train"
+    evaluation: int | None = None
+    requested_s: float = 0.0
+
+
+class GroupReady(EventBase, frozen=True, kw_only=True):
+    """A group with variance: members whose `disposition` is None are to be trained on."""
+
+    group_id: str
+    prompt_id: str
+    task: str
+    members: tuple[Member, ...]
+    reward_mean: float
+    reward_std: float
+    time_s: float
+    deadline_s: float
+    pass_rate: float | None = None
+    partial: bool = False
+    requested_s: float = 0.0
+
+
+class GroupDropped(EventBase, frozen=True, kw_only=True):
+    """A group that will not be trained on: each member's disposition is its end."""
+
+    group_id: str
+    prompt_id: str
+    task: str
+    reason: Disposition
+    members: tuple[Member, ...]
+    time_s: float
+    pass_rate: float | None = None
+    reward_mean: float = 0.0
+    requested_s: float = 0.0
+
+
+class GroupEvaluated(EventBase, frozen=True, kw_only=True):
+    """A held-back group: measured, never trained on. `evaluation` is the step after which its round was asked for."""
+
+    group_id: str
+    prompt_id: str
+    task: str
+    evaluation: int
+    members: tuple[Member, ...]
+    time_s: float
+    pass_rate: float | None = None
+    reward_mean: float = 0.0
+    requested_s: float = 0.0
+
+
+class RolloutDisposed(EventBase, frozen=True, kw_only=True):
+    """The end of one rollout outside its group's own event: a later attempt, a straggler after the group closed."""
+
+    rollout_id: str
+    group_id: str
+    rollout: Ref
+    disposition: Disposition
+    time_s: float
+
+
+class BatchPlanned(EventBase, frozen=True, kw_only=True):
+    """Batch number `batch` (from 0), by reference.
+
+    `ranks[r][m]` are the indices into `sequences` of micro-batch m of rank r. `loads` is each rank's cost Σ a·n + b·n²;
+    `fill` the share of the token budget used; `imbalance` max load / mean load.
+    """
+
+    batch: int
+    groups: tuple[str, ...]
+    sequences: tuple[PlannedSequence, ...]
+    ranks: tuple[tuple[tuple[int, ...], ...], ...]
+    token_budget: int
+    time_s: float
+    loads: tuple[float, ...] = ()
+    fill: float = 0.0
+    imbalance: float = 1.0
+    staleness_max: int = 0
+    staleness_mean: float = 0.0
+    waited_s: float = 0.0
+
+
+class StepCompleted(EventBase, frozen=True, kw_only=True):
+    """The learner trained on batch `batch` and holds weights `version` (the number of steps done) now.
+
+    A later record for the same step is a replay after a crash and says the same; readers keep the first.
+    """
+
+    step: int
+    batch: int
+    batch_ref: Ref
+    version: int
+    metrics: dict[str, float]
+    time_s: float
+    tokens: int = 0
+    sequences: int = 0
+    rejected: tuple[Rejected, ...] = ()
+    wall_s: float = 0.0
+    waited_s: float = 0.0
+
+
+class WeightsPublished(EventBase, frozen=True, kw_only=True):
+    """Weights `version` are in the blob store, complete and fsynced, when this is written."""
+
+    version: int
+    kind: Literal["full", "delta"]
+    precision: Literal["bf16", "fp8", "f32"]
+    files: tuple[WeightFile, ...]
+    tensors: int
+    parent_step: int
+    time_s: float
+    base_version: int | None = None
+
+
+class WeightsApplied(EventBase, frozen=True, kw_only=True):
+    """A producer generates with weights `version` from now on; `pause_s` is how long generation stood still."""
+
+    producer_id: str
+    version: int
+    time_s: float
+    published_s: float = 0.0
+    fetch_s: float = 0.0
+    pause_s: float = 0.0
+    in_flight: int = 0
+    canary_logprobs: NDArray | None = None
+
+
+class DeadLetter(EventBase, frozen=True, kw_only=True):
+    """A record that a stage could not take, with its original bytes."""
+
+    source: Ref
+    stage: str
+    error: str
+    data: bytes
+    time_s: float
+    key: bytes | None = None
+    headers: dict[str, bytes] = {}
+    attempts: int = 1
+
+
+Event = (
+    GroupRequested
+    | RolloutCompleted
+    | RolloutScored
+    | GroupReady
+    | GroupDropped
+    | GroupEvaluated
+    | RolloutDisposed
+    | BatchPlanned
+    | StepCompleted
+    | WeightsPublished
+    | WeightsApplied
+    | DeadLetter
+)

@@ -1,0 +1,167 @@
+"""The parts that events are made of: references, messages, sampling, spans, routes, blobs, scores."""
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from schemas.arrays import NDArray
+
+Disposition = Literal[
+    "trained", "zero_variance", "stale", "invalid", "expired", "duplicate", "dead_letter", "evaluated"
+]
+"""How a rollout ends. `evaluated` is the end of the rollouts of a held-back prompt, which are never trained on."""
+
+Purpose = Literal["train", "evaluate"]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every part: a MessagePack map whose absent fields have their defaults."""
+
+
+class Ref(NamedTuple):
+    """Where a record is: short topic name of the catalogue, partition, offset."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Message(Part, frozen=True, kw_only=True):
+    """One turn of a chat prompt."""
+
+    role: str
+    content: str
+
+
+class Sampling(Part, frozen=True, kw_only=True):
+    """How tokens are drawn; `top_k` 0 and `top_p` 1 mean the whole vocabulary, as the importance ratios assume."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"sampling max_tokens {self.max_tokens} is not at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"sampling temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k} is not "
+                "temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0"
+            )
+
+
+class WeightSpan(NamedTuple):
+    """The response tokens from `first_token` on (until the next span) were computed with weights `version`."""
+
+    first_token: int
+    version: int
+
+
+class BlobRef(Part, frozen=True, kw_only=True):
+    """Bytes outside the log: where, how many, their digest (`blake2b-256` hex of the stored bytes) and codec."""
+
+    uri: str
+    size: int
+    digest: str
+    codec: Literal["none", "zstd"] = "none"
+
+
+class Routes(Part, frozen=True, kw_only=True):
+    """Router decisions `[tokens, moe_layers, top_k]`, one row a prompt and response token from `first_token` on.
+
+    A token-layer without a recorded route has all its `top_k` entries equal to `sentinel`: no real decision selects
+    one expert twice, so the sentinel is unambiguous even where the dtype has no value to spare (256 experts in u1).
+    Exactly one of `data` (inline) and `blob` is set; the blob holds the same C-order bytes.
+    """
+
+    experts: int
+    shape: tuple[int, int, int]
+    dtype: Literal["u1", "u2"]
+    sentinel: int
+    first_token: int = 0
+    data: NDArray | None = None
+    blob: BlobRef | None = None
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.blob is None):
+            raise ValueError("routes have exactly one of data and blob")
+        if self.data is not None and (self.data.shape != self.shape or self.data.dtype != self.dtype):
+            raise ValueError(
+                f"routes say {self.dtype}{list(self.shape)} and hold {self.data.dtype}{list(self.data.shape)}"
+            )
+        if any(n < 0 for n in self.shape) or self.first_token < 0 or self.experts < 1:
+            raise ValueError(
+                f"routes shape {self.shape}, first_token {self.first_token} or experts {self.experts} is negative"
+            )
+
+
+class EngineInfo(Part, frozen=True, kw_only=True):
+    """What generated a rollout."""
+
+    name: str
+    version: str
+    model: str
+    weights: str = "bf16"
+    kv_cache: str = "auto"
+    device: str = "cpu"
+
+
+class RolloutTimings(Part, frozen=True, kw_only=True):
+    """Unix times in seconds: taken from the log, handed to the engine, first token, last token."""
+
+    received_s: float
+    started_s: float
+    first_token_s: float
+    finished_s: float
+
+
+class RewardComponent(Part, frozen=True, kw_only=True):
+    """One scorer's word: `value` counts with `weight` in the reward; `version` lets several coexist on the log."""
+
+    name: str
+    version: str
+    value: float
+    weight: float = 1.0
+
+
+class Member(Part, frozen=True, kw_only=True):
+    """One rollout of a group, by reference. `disposition` is set where it ended already (it is then not trained on)."""
+
+    rollout_id: str
+    rollout: Ref
+    reward: float = 0.0
+    advantage: float = 0.0
+    passed: float | None = None
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    oldest_version: int = 0
+    newest_version: int = 0
+    disposition: Disposition | None = None
+
+
+class PlannedSequence(Part, frozen=True, kw_only=True):
+    """One sequence of a batch: where its rollout is and what the learner needs besides."""
+
+    rollout_id: str
+    rollout: Ref
+    advantage: float
+    reward: float
+    prompt_tokens: int
+    response_tokens: int
+    oldest_version: int
+
+
+class WeightFile(Part, frozen=True, kw_only=True):
+    """One file of published weights in the blob store."""
+
+    name: str
+    blob: BlobRef
+
+
+class Rejected(Part, frozen=True, kw_only=True):
+    """A sequence that the learner refused: it ends as `invalid` and nothing was trained on it."""
+
+    rollout_id: str
+    rollout: Ref
+    reason: str

@@ -1,0 +1,73 @@
+"""The topic catalogue: short names, keys, partitions, retention (DESIGN section 4)."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from schemas.events import (
+    BatchPlanned,
+    DeadLetter,
+    EventBase,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    GroupRequested,
+    RolloutCompleted,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+    WeightsApplied,
+    WeightsPublished,
+)
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of a run. `sharded`: has the run's number of partitions and is keyed by group; else it has one."""
+
+    name: str
+    key: str | None
+    events: tuple[type[EventBase], ...]
+    sharded: bool
+    cleanup: Literal["delete", "compact"]
+    written_by: str
+
+    def on(self, run: str) -> str:
+        """The topic's full name on the broker: `<run>.<name>`."""
+        return f"{run}.{self.name}"
+
+
+TOPICS: Final[dict[str, Topic]] = {
+    topic.name: topic
+    for topic in (
+        Topic("prompts", "group_id", (GroupRequested,), True, "delete", "dispatcher"),
+        Topic("rollouts", "group_id", (RolloutCompleted,), True, "delete", "producer"),
+        Topic("scores", "group_id", (RolloutScored,), True, "delete", "rewards"),
+        Topic(
+            "groups", "group_id", (GroupReady, GroupDropped, GroupEvaluated, RolloutDisposed), True, "delete", "groups"
+        ),
+        Topic("batches", None, (BatchPlanned, GroupDropped), False, "delete", "batches"),
+        Topic("steps", None, (StepCompleted,), False, "delete", "learner"),
+        Topic("weights", "version", (WeightsPublished,), False, "compact", "learner"),
+        Topic("applied", "producer_id", (WeightsApplied,), False, "compact", "producer"),
+        Topic("dead-letters", "source", (DeadLetter,), False, "delete", "every service"),
+    )
+}
+
+
+def topic(name: str) -> Topic:
+    """The catalogue's entry. ValueError names what is allowed."""
+    try:
+        return TOPICS[name]
+    except KeyError:
+        raise ValueError(f"topic {name!r} is not one of {', '.join(TOPICS)}") from None
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of a group's records, the same on every sharded topic and in every client library.
+
+    FNV-1a, 64 bit: stated here so that no client's own default partitioner decides where a group lives.
+    """
+    value = 0xCBF29CE484222325
+    for byte in key.encode():
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value % partitions
