@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -168,7 +167,7 @@ class Child:
             os.close(pidfd)
         return self._reap()
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process; nothing happens when it has ended."""
         if self.alive():
             self._process.send_signal(number)
@@ -179,7 +178,7 @@ class Child:
         Whatever is left of the process group is killed also when the process itself ended in time. Raises
         `ChildError` when even SIGKILL did not end it within 10 s (a process in uninterruptible sleep).
         """
-        self.signal(number)
+        self.send(number)
         if self.wait(deadline_s) is None:
             self.kill()
         code = self.wait(10)
@@ -261,8 +260,3 @@ def stop_pid(pid: int, deadline_s: float) -> bool:
         return False
     finally:
         os.close(pidfd)
-
-
-def seconds_left(deadline: float) -> float:
-    """Seconds until a `time.monotonic()` deadline, never negative."""
-    return max(0.0, deadline - time.monotonic())

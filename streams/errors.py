@@ -1,0 +1,44 @@
+"""What can go wrong in the log runtime."""
+
+from schemas import Ref
+
+
+class StreamsError(Exception):
+    """Base of every error of the log runtime."""
+
+
+class ConfigurationError(StreamsError):
+    """What the user gave is wrong: the command ends with exit code 2 and this one sentence."""
+
+
+class DeadlineError(StreamsError):
+    """A named wait passed its deadline."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(f"waited {seconds:g} s {what}")
+        self.what = what
+        self.seconds = seconds
+
+
+class Poison(StreamsError):
+    """This record cannot be processed, ever: it goes to the dead letters with its bytes and the stage goes on."""
+
+
+class DeliveryError(StreamsError):
+    """The broker did not take a record."""
+
+
+class FencedError(StreamsError):
+    """A successor with the same transactional id has taken over; this instance must end."""
+
+
+class MissingRecordError(StreamsError):
+    """A reference names a record that is no longer (or was never) on the log."""
+
+    def __init__(self, ref: Ref) -> None:
+        super().__init__(f"record {ref.topic}/{ref.partition}@{ref.offset} is not on the log")
+        self.ref = ref
+
+
+class BlobError(StreamsError):
+    """A blob is missing, truncated or differs from its digest."""

@@ -1,0 +1,227 @@
+"""Stateful stages, exactly once: the aggregator and the batcher.
+
+A stage is a pure state machine (`Fold`) that turns input records into outputs and says which inputs are done with. The
+runner gives it the records in log order, and writes outputs and consumed offsets in one transaction. There is no
+changelog: inputs that are not finished are delivered again after a restart and rebuild the state (DESIGN section 5).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from schemas import Event, Ref, UndecodableError, decode
+from streams import names, tracing
+from streams.deadletters import dead_letter
+from streams.errors import Poison
+from streams.log import Reader
+from streams.recall import Recall, recalled
+from streams.record import Output, Record
+from streams.scope import Scope
+from streams.tracker import MAX_SPAN, OffsetTracker
+from streams.transaction import TransactionalWriter
+
+logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.1
+_MAX_RECORDS: Final = 500
+_QUEUE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one call of a fold leads to: events to write and input records that are done with."""
+
+    outputs: tuple[Output, ...] = ()
+    finished: tuple[Ref, ...] = ()
+
+
+class Fold(Protocol):
+    """A pure state machine over input records; it has no clock and does no I/O."""
+
+    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+        """An input record. Poison: it goes to the dead letters."""
+
+    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+        """A record of a side topic, which is read from its beginning at every start and never committed."""
+
+    def on_recalled(self, event: Event, record: Record) -> None:
+        """An earlier output of this stage, at start and before any input."""
+
+    def on_time(self, now_s: float) -> Turn:
+        """Deadlines: called once `next_time_s` has passed."""
+
+    def next_time_s(self) -> float | None:
+        """The unix time at which `on_time` is wanted, if any."""
+
+    def waiting(self) -> list[str]:
+        """What it waits for, in sentences for `eachprompt status`."""
+
+
+@dataclass(frozen=True)
+class FoldSpec:
+    """A stage: its name, its input, side topics, which own outputs it recalls, and one fold a partition or over all."""
+
+    stage: str
+    input: str
+    observe: tuple[str, ...] = ()
+    recall: Recall | None = None
+    shard: Literal["partition", "all"] = "partition"
+
+
+async def run_fold(scope: Scope, spec: FoldSpec, make: Callable[[int | None], Fold]) -> None:
+    """Run the stage's shards that this replica owns until the service is asked to stop."""
+    context = scope.context
+    owned = scope.log.owned(spec.input, context.ordinal, context.replicas)
+    shards = [_Shard(scope, spec, [p], p, make(p)) for p in owned] if spec.shard == "partition" else []
+    if spec.shard == "all":
+        if context.replicas != 1:
+            raise ValueError(f"stage {spec.stage} runs as one instance and not as {context.replicas}")
+        shards = [_Shard(scope, spec, list(owned), None, make(None))]
+    async with asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(shard.start(), name=f"{spec.stage} starts") for shard in shards]
+        await asyncio.wait(started)
+        scope.ready()
+        for shard in shards:
+            tasks.create_task(shard.run(), name=f"{spec.stage} shard {shard.key}")
+
+
+class _Shard:
+    """One fold, its input partitions and its transactional producer."""
+
+    def __init__(self, scope: Scope, spec: FoldSpec, partitions: list[int], key: int | None, fold: Fold) -> None:
+        self.key = "all" if key is None else key
+        self._scope = scope
+        self._spec = spec
+        self._partitions = partitions
+        self._fold = fold
+        self._group = f"{scope.context.run}.{spec.stage}"
+        self._writer = TransactionalWriter(scope.log, f"{self._group}.{spec.input}.{self.key}")
+        self._trackers: dict[int, OffsetTracker] = {}
+        self._positions: dict[tuple[str, int], int | None] = {}
+        self._dirty: set[int] = set()
+        self._committed: dict[int, tuple[int, str]] = {}
+
+    async def start(self) -> None:
+        """Fence the predecessor, read what it committed, recall its outputs."""
+        await self._writer.open()
+        log, spec = self._scope.log, self._spec
+        committed = await log.committed(self._group, spec.input, self._partitions)
+        for partition in self._partitions:
+            offset, metadata = committed.get(partition, (0, ""))
+            self._trackers[partition] = OffsetTracker.restore(offset, metadata)
+            self._positions[(spec.input, partition)] = offset if partition in committed else None
+        if spec.recall is not None:
+            own = None if self.key == "all" else int(self.key)
+            for event, record in await recalled(log, spec.recall, own, time.time()):
+                self._fold.on_recalled(event, record)
+        self._scope.add_status(self._fold.waiting)
+
+    async def run(self) -> None:
+        """Fold records until the service stops; every turn is one transaction."""
+        log, spec = self._scope.log, self._spec
+        observed: dict[tuple[str, int], int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
+        queue: asyncio.Queue[list[Record]] = asyncio.Queue(_QUEUE)
+        try:
+            async with Reader(log, self._positions, self._group) as inputs, asyncio.TaskGroup() as tasks:
+                pumps = [tasks.create_task(self._pump(inputs, queue), name=f"{spec.stage} reads {spec.input}")]
+                if observed:
+                    pumps.append(tasks.create_task(self._pump_observed(observed, queue), name=f"{spec.stage} observes"))
+                while not self._scope.stopping.is_set():
+                    await self._turn(queue)
+                for pump in pumps:
+                    pump.cancel()
+        finally:
+            await self._writer.close()
+
+    async def _pump(self, reader: Reader, queue: "asyncio.Queue[list[Record]]") -> None:
+        while True:
+            held = any(self._trackers[p].span >= MAX_SPAN for p in self._partitions)
+            if held:
+                # The commit metadata is nearly full: deadlines will finish records and make room.
+                await self._scope.until_stopped(_POLL_S)
+                continue
+            records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
+            if records:
+                await queue.put(records)
+
+    async def _pump_observed(
+        self, positions: dict[tuple[str, int], int | None], queue: "asyncio.Queue[list[Record]]"
+    ) -> None:
+        async with Reader(self._scope.log, positions) as reader:
+            while True:
+                records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
+                if records:
+                    await queue.put(records)
+
+    async def _turn(self, queue: "asyncio.Queue[list[Record]]") -> None:
+        """Take what is there (or wait for it, or for a deadline), fold it, write it."""
+        records: list[Record] = []
+        try:
+            async with asyncio.timeout(self._patience_s()):
+                records = await queue.get()
+        except TimeoutError:
+            pass
+        while not queue.empty() and len(records) < _MAX_RECORDS:
+            records.extend(queue.get_nowait())
+        now_s = time.time()
+        outputs: list[Output] = []
+        for record in records:
+            outputs.extend(self._take(record, now_s))
+        due = self._fold.next_time_s()
+        if due is not None and due <= now_s:
+            outputs.extend(self._apply(self._fold.on_time(now_s)))
+        await self._write(outputs)
+
+    def _patience_s(self) -> float:
+        due = self._fold.next_time_s()
+        return _POLL_S if due is None else min(_POLL_S, max(0.0, due - time.time()))
+
+    def _take(self, record: Record, now_s: float) -> list[Output]:
+        is_input = record.topic == self._spec.input
+        tracker = self._trackers[record.partition] if is_input else None
+        if tracker is not None:
+            if tracker.is_finished(record.offset):
+                return []
+            tracker.begin(record.offset)
+            self._dirty.add(record.partition)
+        try:
+            event = decode(record.value)
+            turn = (self._fold.on_event if is_input else self._fold.on_observed)(event, record, now_s)
+        except (UndecodableError, Poison) as error:
+            if tracker is None:
+                return []  # a side topic's record belongs to the stage that consumes it, which writes the dead letter
+            logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
+            letter = dead_letter(record, self._spec.stage, str(error), now_s)
+            return self._apply(Turn((letter,), (record.ref,)))
+        return self._apply(turn, record)
+
+    def _apply(self, turn: Turn, record: Record | None = None) -> list[Output]:
+        for ref in turn.finished:
+            self._trackers[ref.partition].finish(ref.offset)
+            self._dirty.add(ref.partition)
+        if record is None:
+            return list(turn.outputs)
+        return [
+            output if output.cause is not None else Output(output.topic, output.event, output.key, record, output.links)
+            for output in turn.outputs
+        ]
+
+    async def _write(self, outputs: list[Output]) -> None:
+        """One transaction with the outputs and the offsets that moved; none where nothing was finished."""
+        offsets = {p: self._trackers[p].commit() for p in self._dirty}
+        offsets = {p: state for p, state in offsets.items() if self._committed.get(p) != state}
+        self._dirty.clear()
+        if not outputs and not offsets:
+            return
+        links = tuple(output.cause for output in outputs if output.cause is not None)
+        with tracing.span(
+            names.process(self._spec.input),
+            links=links,
+            kind=tracing.SpanKind.CONSUMER,
+            attributes={names.STAGE: self._spec.stage, names.RECORDS: len(outputs)},
+        ):
+            await self._writer.write(outputs, self._group, self._spec.input, offsets)
+        self._committed.update(offsets)

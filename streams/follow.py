@@ -1,0 +1,58 @@
+"""Plain reading: every record of some topics from a start on, for ever."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal
+
+from schemas import Event, UndecodableError, decode
+from streams.log import Reader
+from streams.record import Record
+from streams.scope import Scope
+
+logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 0.2
+
+Listener = Callable[[Event, Record], Awaitable[None] | None]
+
+
+async def follow(
+    scope: Scope,
+    topics: Sequence[str],
+    *,
+    on: Listener,
+    start: Literal["earliest", "latest"] = "earliest",
+    caught_up: asyncio.Event | None = None,
+) -> None:
+    """Call `on` for every record of `topics`, in log order by partition, until cancelled.
+
+    `caught_up` is set when everything that was on the log at the start has been handed on. Undecodable records are
+    skipped and counted: the stage that consumes them writes the dead letter.
+    """
+    log = scope.log
+    keys = [(topic, partition) for topic in topics for partition in log.partitions(topic)]
+    positions: dict[tuple[str, int], int | None] = dict.fromkeys(keys)
+    async with Reader(log, positions) as reader:
+        ends = await reader.ends()
+        if start == "latest":
+            reader.seek(ends)
+        behind = dict(ends) if start == "earliest" else {}
+        skipped = 0
+        while True:
+            if caught_up is not None and not caught_up.is_set():
+                behind = {key: end for key, end in behind.items() if await reader.position(*key) < end}
+                if not behind:
+                    caught_up.set()
+            for record in await reader.poll(_POLL_S):
+                try:
+                    event = decode(record.value)
+                except UndecodableError as error:
+                    skipped += 1
+                    scope.gauge("undecodable_skipped", skipped)
+                    logger.warning("skipped %s: %s", record.ref, error)
+                    continue
+                result = on(event, record)
+                if inspect.isawaitable(result):
+                    await result

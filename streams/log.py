@@ -1,0 +1,300 @@
+"""Clients of the log with the defaults that the guarantees need, and a deadline on every call.
+
+Writers: acks=all, idempotent, no compression (arrays are dense). Readers: read_committed, no automatic commit.
+Partitions are assigned, never negotiated: replica k of n owns the partitions p with p % n == k, so that a restart takes
+no session time-out and there is no rebalance in which consumption could stop.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from schemas import MAX_EVENT_BYTES, TOPICS, Ref, encode, partition_of, schema_header
+from schemas.topics import topic as catalogue_topic
+from streams import names, tracing
+from streams.errors import DeadlineError, DeliveryError, StreamsError
+from streams.record import Output, Record
+
+_T = TypeVar("_T")
+
+_REQUEST_MARGIN_BYTES: Final = 1 << 20
+_BATCH_BYTES: Final = 256 * 1024
+
+
+async def within(seconds: float, what: str, awaitable: Awaitable[_T]) -> _T:
+    """Await with a deadline; DeadlineError says `waited <seconds> s <what>`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaitable
+    except TimeoutError as error:
+        raise DeadlineError(what, seconds) from error
+
+
+def assert_fast_records() -> None:
+    """Refuse aiokafka's pure-Python records: 205 µs a record against 1.6 µs (DESIGN section 5)."""
+    from aiokafka.util import NO_EXTENSIONS
+
+    if NO_EXTENSIONS:
+        raise StreamsError(
+            "aiokafka runs without its C extension; install a wheel of it (AIOKAFKA_NO_EXTENSIONS unset)"
+        )
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Where the log is and how long one call may take (seconds)."""
+
+    bootstrap: str
+    run: str
+    partitions: int
+    call_timeout_s: float = 30.0
+    linger_ms: int = 2
+    transaction_timeout_s: float = 20.0
+
+
+class Log:
+    """The topics of one run on one broker; makes readers and writers. Async context of its clients is the caller's."""
+
+    def __init__(self, settings: LogSettings, client_id: str) -> None:
+        assert_fast_records()
+        self.settings = settings
+        self.client_id = client_id
+
+    def full(self, topic: str) -> str:
+        """`<run>.<topic>`."""
+        return catalogue_topic(topic).on(self.settings.run)
+
+    def short(self, full: str) -> str:
+        """The catalogue's name of a full topic name."""
+        return full.removeprefix(f"{self.settings.run}.")
+
+    def partitions(self, topic: str) -> range:
+        """The partitions of `topic` in this run."""
+        return range(self.settings.partitions if catalogue_topic(topic).sharded else 1)
+
+    def owned(self, topic: str, ordinal: int, replicas: int) -> list[int]:
+        """The partitions of `topic` that replica `ordinal` of `replicas` owns."""
+        return [p for p in self.partitions(topic) if p % replicas == ordinal]
+
+    def partition(self, output: Output) -> int:
+        """Where `output` goes: the group's partition on sharded topics, 0 on the others."""
+        if not TOPICS[output.topic].sharded:
+            return 0
+        if output.key is None:
+            raise ValueError(f"an event on {output.topic} needs its group id as key")
+        return partition_of(output.key, self.settings.partitions)
+
+    def headers(self, output: Output) -> list[tuple[str, bytes]]:
+        """Record headers: schema, run, and the trace context of the span that is current."""
+        headers = [(names.SCHEMA, schema_header(output.event)), (names.RUN_HEADER, self.settings.run.encode())]
+        context = tracing.traceparent()
+        if context is not None:
+            headers.append((names.TRACEPARENT, context))
+        return headers
+
+    def producer(self, transactional_id: str | None = None) -> AIOKafkaProducer:
+        """An idempotent producer, not started; transactional where an id is given."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.settings.bootstrap,
+            client_id=self.client_id,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0 if transactional_id else self.settings.linger_ms,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=MAX_EVENT_BYTES + _REQUEST_MARGIN_BYTES,
+            request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+            transactional_id=transactional_id,
+            transaction_timeout_ms=int(self.settings.transaction_timeout_s * 1000),
+        )
+
+    def consumer(self, group: str | None = None, isolation: str = "read_committed") -> AIOKafkaConsumer:
+        """A consumer, not started and without partitions; `group` only names where it commits."""
+        return AIOKafkaConsumer(
+            bootstrap_servers=self.settings.bootstrap,
+            client_id=self.client_id,
+            group_id=group,
+            isolation_level=isolation,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=8 << 20,
+            fetch_max_wait_ms=100,
+            request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+        )
+
+    async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
+        """Committed `(offset, metadata)` of `group` by partition; a partition without a commit is absent."""
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=self.settings.bootstrap,
+            client_id=self.client_id,
+            request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+        )
+        timeout = self.settings.call_timeout_s
+        wanted = [TopicPartition(self.full(topic), p) for p in partitions]
+        try:
+            await within(timeout, f"for the broker at {self.settings.bootstrap}", admin.start())
+            found = await within(
+                timeout, f"for the offsets of {group}", admin.list_consumer_group_offsets(group, partitions=wanted)
+            )
+        except KafkaError as error:
+            raise StreamsError(f"the offsets of {group} cannot be read: {error}") from error
+        finally:
+            await close(admin.close(), timeout)
+        return {tp.partition: (offset.offset, offset.metadata) for tp, offset in found.items() if offset.offset >= 0}
+
+
+async def close(closing: Awaitable[Any], seconds: float) -> None:
+    """Await a client's close, but not for ever: aiokafka's can hang with the broker down."""
+    try:
+        async with asyncio.timeout(seconds):
+            await closing
+    except (TimeoutError, KafkaError, OSError):
+        return
+
+
+async def enqueue(log: Log, producer: AIOKafkaProducer, output: Output) -> Awaitable[Any]:
+    """Hand `output` to `producer` under a `send` span; await the result for the delivery."""
+    with tracing.span(names.send(output.topic), cause=output.cause, links=output.links, kind=tracing.SpanKind.PRODUCER):
+        delivery: Awaitable[Any] = await producer.send(
+            log.full(output.topic),
+            value=encode(output.event),
+            key=None if output.key is None else output.key.encode(),
+            partition=log.partition(output),
+            headers=log.headers(output),
+        )
+    return delivery
+
+
+class Writer:
+    """Writes events at least once. Use as an async context."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._producer = log.producer()
+
+    async def __aenter__(self) -> "Writer":
+        timeout = self._log.settings.call_timeout_s
+        await within(timeout, f"for the broker at {self._log.settings.bootstrap}", self._producer.start())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await close(self._producer.stop(), 5.0)
+
+    async def write(self, output: Output) -> Ref:
+        """Write one event and wait until the broker has it. DeliveryError, DeadlineError."""
+        timeout = self._log.settings.call_timeout_s
+        try:
+            async with asyncio.timeout(timeout):
+                metadata = await (await enqueue(self._log, self._producer, output))
+        except TimeoutError as error:
+            raise DeadlineError(f"for the broker to take a record of {output.topic}", timeout) from error
+        except KafkaError as error:
+            raise DeliveryError(f"the broker did not take a record of {output.topic}: {error}") from error
+        return Ref(output.topic, metadata.partition, metadata.offset)
+
+
+class Reader:
+    """Reads assigned partitions from stated positions. Use as an async context.
+
+    `positions` maps (short topic, partition) to the first offset, or None for the earliest.
+    """
+
+    def __init__(self, log: Log, positions: Mapping[tuple[str, int], int | None], group: str | None = None) -> None:
+        self._log = log
+        self._positions = positions
+        self._group = group
+        self._consumer = log.consumer(group)
+
+    async def __aenter__(self) -> "Reader":
+        timeout = self._log.settings.call_timeout_s
+        assigned = {
+            TopicPartition(self._log.full(topic), partition): start
+            for (topic, partition), start in self._positions.items()
+        }
+        self._consumer.assign(list(assigned))
+        await within(timeout, f"for the broker at {self._log.settings.bootstrap}", self._consumer.start())
+        for partition, start in assigned.items():
+            if start is None:
+                await within(
+                    timeout, f"for the start of {partition.topic}", self._consumer.seek_to_beginning(partition)
+                )
+            else:
+                self._consumer.seek(partition, start)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await close(self._consumer.stop(), 5.0)
+
+    async def poll(self, timeout_s: float, max_records: int | None = None) -> list[Record]:
+        """Up to `max_records` records, in log order by partition; empty when none came within `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s + self._log.settings.call_timeout_s):
+                batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        except TimeoutError as error:
+            raise DeadlineError("for records", timeout_s + self._log.settings.call_timeout_s) from error
+        except KafkaError as error:
+            raise StreamsError(f"records cannot be read: {type(error).__name__} {error}") from error
+        return [record_of(self._log, message) for messages in batches.values() for message in messages]
+
+    async def ends(self) -> dict[tuple[str, int], int]:
+        """The offset after the last committed record of each assigned partition, now."""
+        timeout = self._log.settings.call_timeout_s
+        try:
+            found = await within(
+                timeout, "for the end offsets", self._consumer.end_offsets(list(self._consumer.assignment()))
+            )
+        except KafkaError as error:
+            raise StreamsError(f"end offsets cannot be read: {error}") from error
+        return {(self._log.short(tp.topic), tp.partition): offset for tp, offset in found.items()}
+
+    async def position(self, topic: str, partition: int) -> int:
+        """The next offset that will be read; it passes transaction markers."""
+        tp = TopicPartition(self._log.full(topic), partition)
+        offset: int = await within(self._log.settings.call_timeout_s, "for a position", self._consumer.position(tp))
+        return offset
+
+    async def offsets_for_times(self, times_ms: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, Any]:
+        """The first offset at or after each time, None where there is none."""
+        found: Mapping[TopicPartition, Any] = await self._consumer.offsets_for_times(times_ms)
+        return found
+
+    def seek(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Read on from these offsets."""
+        for (topic, partition), offset in offsets.items():
+            self._consumer.seek(TopicPartition(self._log.full(topic), partition), offset)
+
+    async def commit(self, topic: str, offsets: Mapping[int, tuple[int, str]]) -> None:
+        """Commit `(offset, metadata)` by partition for the reader's group."""
+        timeout = self._log.settings.call_timeout_s
+        full = self._log.full(topic)
+        entries = {TopicPartition(full, p): OffsetAndMetadata(o, m) for p, (o, m) in offsets.items()}
+        try:
+            await within(timeout, f"for the commit of {self._group}", self._consumer.commit(entries))
+        except KafkaError as error:
+            raise StreamsError(f"offsets of {self._group} cannot be committed: {error}") from error
+
+    def pause(self, topic: str, partitions: Sequence[int]) -> None:
+        """Stop fetching these partitions until `resume`."""
+        self._consumer.pause(*[TopicPartition(self._log.full(topic), p) for p in partitions])
+
+    def resume(self, topic: str, partitions: Sequence[int]) -> None:
+        """Fetch these partitions again."""
+        self._consumer.resume(*[TopicPartition(self._log.full(topic), p) for p in partitions])
+
+
+def record_of(log: Log, message: Any) -> Record:
+    """A client's message as a Record."""
+    return Record(
+        topic=log.short(message.topic),
+        partition=message.partition,
+        offset=message.offset,
+        key=message.key,
+        value=message.value or b"",
+        headers=dict(message.headers),
+        time_s=message.timestamp / 1000,
+    )

@@ -1,0 +1,77 @@
+"""A stage's own recent outputs, read back at start: numbers that continue, groups that are closed."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aiokafka.structs import TopicPartition
+
+from schemas import Event, UndecodableError, decode
+from streams.errors import DeadlineError
+from streams.log import Log, Reader, within
+from streams.record import Record
+
+_POLL_S: Final = 0.2
+_DEADLINE_S: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition."""
+
+    topic: str
+    horizon_s: float | None = None
+    tail: int | None = None
+
+
+async def recalled(log: Log, recall: Recall, partition: int | None, now_s: float) -> list[tuple[Event, Record]]:
+    """The events, in log order by partition; `partition` None reads all. Call it after the predecessor was fenced."""
+    partitions = list(log.partitions(recall.topic)) if partition is None else [partition]
+    starts = await _starts(log, recall, partitions, now_s)
+    return [
+        (event, record)
+        for record in await read_to_end(log, {(recall.topic, p): starts[p] for p in partitions})
+        if (event := _event(record)) is not None
+    ]
+
+
+async def _starts(log: Log, recall: Recall, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:
+    timeout = log.settings.call_timeout_s
+    full = log.full(recall.topic)
+    async with Reader(log, {(recall.topic, p): None for p in partitions}) as reader:
+        ends = await reader.ends()
+        if recall.horizon_s is None:
+            # Transaction markers take offsets too, so twice the tail is read to have at least the tail.
+            back = 2 * (recall.tail or 0)
+            return {p: max(0, ends[(recall.topic, p)] - back) for p in partitions}
+        since_ms = int((now_s - recall.horizon_s) * 1000)
+        found = await within(
+            timeout,
+            f"for the time index of {full}",
+            reader.offsets_for_times({TopicPartition(full, p): since_ms for p in partitions}),
+        )
+    return {
+        tp.partition: ends[(recall.topic, tp.partition)] if entry is None else entry.offset
+        for tp, entry in found.items()
+    }
+
+
+async def read_to_end(log: Log, positions: dict[tuple[str, int], int | None]) -> list[Record]:
+    """Every record from `positions` to the end offsets of now. DeadlineError."""
+    records: list[Record] = []
+    started = time.monotonic()
+    async with Reader(log, positions) as reader:
+        ends = await reader.ends()
+        while any([await reader.position(t, p) < end for (t, p), end in ends.items()]):
+            if time.monotonic() - started > _DEADLINE_S:
+                raise DeadlineError(f"for the end of {sorted(positions)[0][0]}", _DEADLINE_S)
+            records.extend(await reader.poll(_POLL_S))
+    return [record for record in records if record.offset < ends[(record.topic, record.partition)]]
+
+
+def _event(record: Record) -> Event | None:
+    try:
+        return decode(record.value)
+    except UndecodableError:
+        return None

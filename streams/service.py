@@ -1,0 +1,99 @@
+"""The life of a service process: uvloop, signals, one TaskGroup, health over HTTP, an exit code.
+
+SIGTERM or SIGINT: stop the intake, drain within the budget, commit, exit 0 (at once while the service still starts). A
+second one: abort. Any task's error ends the process with exit code 1 and one clear last line (2 where the user's
+configuration is at fault); the supervisor restarts it.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from streams import tracing
+from streams.blobs import BlobStore
+from streams.context import RunContext
+from streams.errors import ConfigurationError
+from streams.health import health_server
+from streams.log import Log, LogSettings
+from streams.scope import Scope
+
+logger = logging.getLogger(__name__)
+
+Main = Callable[[Scope], Awaitable[None]]
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+
+
+def run_service(name: str, context: RunContext, main: Main) -> int:
+    """Run `main` until it returns, the process is told to stop, or something fails. The exit code."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(name, context, main))
+    except asyncio.CancelledError:
+        logger.error("%s: aborted", name)
+        return EXIT_FAILED
+    except Exception as raised:  # the service's boundary: whatever it was becomes one last line and an exit code
+        error = _first(raised)
+        if isinstance(error, ConfigurationError):
+            logger.error("%s: %s", name, error)
+            return EXIT_CONFIGURATION
+        logger.error("%s failed", name, exc_info=error)
+        logger.error("%s: %s: %s", name, type(error).__name__, error)
+        return EXIT_FAILED
+    finally:
+        provider.shutdown()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(name: str, context: RunContext, main: Main) -> int:
+    settings = LogSettings(context.bootstrap, context.run, context.partitions)
+    log = Log(settings, client_id=f"{name}-{context.ordinal}")
+    async with asyncio.TaskGroup() as tasks:
+        scope = Scope(name, context, log, BlobStore(context.blob_uri), tasks)
+        async with health_server(scope) as port:
+            logger.info("%s-%d serves run %s, health on port %d", name, context.ordinal, context.run, port)
+            working = tasks.create_task(_work(scope, main), name=name)
+            _handle_signals(scope, working)
+            # Not awaited: a cancelled start must end the service cleanly, and any error reaches the TaskGroup itself.
+            await asyncio.wait([working])
+        scope.cancel_spawned()
+    logger.info("%s-%d is done", name, context.ordinal)
+    return EXIT_FAILED if scope.aborted else EXIT_OK
+
+
+async def _work(scope: Scope, main: Main) -> None:
+    await main(scope)
+
+
+def _handle_signals(scope: Scope, working: asyncio.Task[None]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if scope.stopping.is_set():
+            logger.warning("%s: second signal, aborting", scope.name)
+            scope.aborted = True
+            working.cancel()
+        elif not scope.is_ready:
+            logger.info("%s: asked to stop while starting", scope.name)
+            scope.stopping.set()
+            working.cancel()
+        else:
+            logger.info("%s: asked to stop, draining within %g s", scope.name, scope.context.drain_s)
+            scope.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)

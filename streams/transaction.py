@@ -1,0 +1,74 @@
+"""Transactions: a stage's outputs and the offsets it consumed become visible together (DESIGN section 5)."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from schemas import Ref
+from streams.errors import DeadlineError, DeliveryError, FencedError
+from streams.log import Log, close, enqueue, within
+from streams.record import Output
+
+
+class TransactionalWriter:
+    """One transactional producer: outputs and consumed offsets become visible together or not at all.
+
+    `open` fences every predecessor with the same id and waits until its last transaction is decided, so what is read
+    as committed afterwards is final. After any error the writer is unusable: the service ends and is started again,
+    which rebuilds its state from the log.
+    """
+
+    def __init__(self, log: Log, transactional_id: str) -> None:
+        self._log = log
+        self._id = transactional_id
+        self._producer = log.producer(transactional_id)
+
+    async def open(self) -> None:
+        """Fence the predecessor. DeadlineError."""
+        timeout = self._log.settings.call_timeout_s
+        await within(timeout, f"for the transaction coordinator of {self._id}", self._producer.start())
+
+    async def close(self) -> None:
+        """Stop the producer; an open transaction is left to the broker to abort."""
+        await close(self._producer.stop(), 5.0)
+
+    async def write(
+        self,
+        outputs: Sequence[Output],
+        group: str | None = None,
+        topic: str | None = None,
+        offsets: Mapping[int, tuple[int, str]] | None = None,
+    ) -> list[Ref]:
+        """One transaction: `outputs`, and the input `offsets` of `topic` committed for `group`. Where the outputs are.
+
+        FencedError: a successor took over. DeliveryError, DeadlineError: nothing became visible.
+        """
+        timeout = self._log.settings.call_timeout_s
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._write(outputs, group, topic, offsets or {})
+        except TimeoutError as error:
+            raise DeadlineError(f"for a transaction of {self._id}", timeout) from error
+        except ProducerFenced as error:
+            raise FencedError(f"another instance of {self._id} has taken over") from error
+        except KafkaError as error:
+            raise DeliveryError(f"transaction of {self._id} failed: {type(error).__name__} {error}") from error
+
+    async def _write(
+        self, outputs: Sequence[Output], group: str | None, topic: str | None, offsets: Mapping[int, tuple[int, str]]
+    ) -> list[Ref]:
+        await self._producer.begin_transaction()
+        # commit_transaction() succeeds even if a send in it failed: every delivery is awaited first.
+        deliveries = [await enqueue(self._log, self._producer, output) for output in outputs]
+        written = [await delivery for delivery in deliveries]
+        if group is not None and topic is not None and offsets:
+            full = self._log.full(topic)
+            entries = {TopicPartition(full, p): OffsetAndMetadata(o, m) for p, (o, m) in offsets.items()}
+            await self._producer.send_offsets_to_transaction(entries, group)
+        await self._producer.commit_transaction()
+        return [
+            Ref(output.topic, metadata.partition, metadata.offset)
+            for output, metadata in zip(outputs, written, strict=True)
+        ]

@@ -1,0 +1,329 @@
+"""Workers, folds and readers on real brokers: what is finished is committed, what is not comes again."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from schemas import Event, GroupDropped, Member, Ref, RolloutDisposed, RolloutScored, StepCompleted, decode
+from streams.admin import Admin, TopicSpec
+from streams.blobs import BlobStore
+from streams.broker import Broker
+from streams.context import RunContext
+from streams.errors import MissingRecordError, Poison
+from streams.fetch import RecordFetcher
+from streams.fold import FoldSpec, Turn, run_fold
+from streams.follow import follow
+from streams.log import Log, LogSettings, Reader, Writer
+from streams.recall import Recall, read_to_end, recalled
+from streams.record import Output, Record
+from streams.replay import read_topic
+from streams.scope import Scope
+from streams.transaction import TransactionalWriter
+from streams.worker import Emit, WorkerSpec, run_worker
+
+PARTITIONS = 2
+
+
+@pytest.fixture
+def run(broker: Broker, prefix: str) -> str:
+    specs = [
+        TopicSpec(f"{prefix}.{name}", PARTITIONS if name in ("scores", "groups") else 1)
+        for name in ("scores", "groups", "steps", "dead-letters")
+    ]
+    with Admin(broker.bootstrap) as admin:
+        admin.create_topics(specs)
+    return prefix
+
+
+@pytest.fixture
+def log(broker: Broker, run: str) -> Log:
+    return Log(LogSettings(broker.bootstrap, run, PARTITIONS), "test")
+
+
+@asynccontextmanager
+async def scope_of(log: Log, tmp_path: Path) -> AsyncIterator[Scope]:
+    context = RunContext(
+        log.settings.run, tmp_path, log.settings.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), drain_s=1.0
+    )
+    async with asyncio.TaskGroup() as tasks:
+        scope = Scope("test", context, log, BlobStore(context.blob_uri), tasks)
+        yield scope
+        scope.stopping.set()
+        scope.cancel_spawned()
+
+
+def scored(group: str, index: int) -> Output:
+    event = RolloutScored(
+        rollout_id=f"{group}.{index}",
+        group_id=group,
+        prompt_id=group,
+        index=index,
+        attempt=0,
+        rollout=Ref("rollouts", 0, index),
+        task="t",
+        samples=2,
+        deadline_s=0.0,
+        valid=True,
+        time_s=0.0,
+    )
+    return Output("scores", event, key=group)
+
+
+async def until(what: str, condition: Callable[[], bool], deadline_s: float = 20.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def everything(log: Log, topic: str) -> list[Event]:
+    records = await read_to_end(log, {(topic, p): None for p in log.partitions(topic)})
+    return [decode(record.value) for record in records]
+
+
+class Collector:
+    """A worker that emits a disposal for each score, chokes on some and holds others until released."""
+
+    def __init__(self, hold: set[str] | None = None) -> None:
+        self.seen: list[str] = []
+        self.hold = hold or set()
+        self.released = asyncio.Event()
+
+    async def handle(self, event: Event, record: Record, emit: Emit) -> None:
+        assert isinstance(event, RolloutScored)
+        self.seen.append(event.rollout_id)
+        if event.group_id == "poison":
+            raise Poison("this one never works")
+        if event.rollout_id in self.hold:
+            await self.released.wait()
+        await emit(
+            Output(
+                "groups",
+                RolloutDisposed(
+                    rollout_id=event.rollout_id,
+                    group_id=event.group_id,
+                    rollout=record.ref,
+                    disposition="expired",
+                    time_s=0.0,
+                ),
+                key=event.group_id,
+            )
+        )
+
+
+SPEC = WorkerSpec("collect", "scores", 16, (RolloutScored,))
+
+
+async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_again(log: Log, tmp_path: Path) -> None:
+    async with Writer(log) as writer:
+        for group in ("a", "b", "c", "poison"):
+            for index in range(3):
+                await writer.write(scored(group, index))
+    first = Collector(hold={"a.1", "c.0"})
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_worker(scope, SPEC, first), "worker")
+        await until("all are seen", lambda: len(first.seen) == 12)
+        await until("in hand", lambda: "2 records in hand" in " ".join(scope.waits(time.time())))
+        scope.stopping.set()
+        await task
+    second = Collector()
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_worker(scope, SPEC, second), "worker")
+        await until("the held ones come again", lambda: len(second.seen) >= 2)
+        scope.stopping.set()
+        await task
+    assert sorted(second.seen) == ["a.1", "c.0"]
+    disposed = [event.rollout_id for event in await everything(log, "groups") if isinstance(event, RolloutDisposed)]
+    assert sorted(disposed) == [f"{g}.{i}" for g in "abc" for i in range(3)]
+
+
+async def test_undecodable_and_poisonous_records_become_dead_letters_with_their_bytes(
+    log: Log, tmp_path: Path, run: str
+) -> None:
+    producer = log.producer()
+    await producer.start()
+    await producer.send_and_wait(f"{run}.scores", b"\xc1 junk", partition=0)
+    await producer.send_and_wait(f"{run}.scores", b"\x81\xa4type\xadStepCompleted", partition=0)
+    await producer.stop()
+    async with Writer(log) as writer:
+        await writer.write(scored("a", 0))
+        await writer.write(scored("poison", 0))
+    worker = Collector()
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_worker(scope, SPEC, worker), "worker")
+        await until("both are seen", lambda: len(worker.seen) == 2)
+        scope.stopping.set()
+        await task
+    letters = await everything(log, "dead-letters")
+    assert {getattr(letter, "data", b"")[:6] for letter in letters} >= {b"\xc1 junk"}
+    assert len(letters) == 3
+    assert any("this one never works" in getattr(letter, "error", "") for letter in letters)
+
+
+class Pairs:
+    """A fold that closes a group when two scores are in."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, list[Record]] = {}
+        self.recalled: list[str] = []
+        self.steps: list[int] = []
+
+    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+        if not isinstance(event, RolloutScored):
+            raise Poison(f"{type(event).__name__} is not a score")
+        members = self.open.setdefault(event.group_id, [])
+        members.append(record)
+        if len(members) < 2:
+            return Turn()
+        del self.open[event.group_id]
+        dropped = GroupDropped(
+            group_id=event.group_id,
+            prompt_id=event.prompt_id,
+            task="t",
+            reason="zero_variance",
+            members=tuple(Member(rollout_id=f"{r.offset}", rollout=r.ref) for r in members),
+            time_s=now_s,
+        )
+        return Turn((Output("groups", dropped, key=event.group_id),), tuple(r.ref for r in members))
+
+    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+        assert isinstance(event, StepCompleted)
+        self.steps.append(event.step)
+        return Turn()
+
+    def on_recalled(self, event: Event, record: Record) -> None:
+        assert isinstance(event, GroupDropped)
+        self.recalled.append(event.group_id)
+
+    def on_time(self, now_s: float) -> Turn:
+        return Turn()
+
+    def next_time_s(self) -> float | None:
+        return None
+
+    def waiting(self) -> list[str]:
+        return [f"waits for the second score of {group}" for group in self.open]
+
+
+FOLD = FoldSpec("pairs", "scores", ("steps",), Recall("groups", horizon_s=3600.0), "all")
+
+
+def step(number: int) -> Output:
+    return Output(
+        "steps",
+        StepCompleted(step=number, batch=number, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0),
+    )
+
+
+async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_path: Path) -> None:
+    async with Writer(log) as writer:
+        for group in ("a", "b", "c"):
+            await writer.write(scored(group, 0))
+        await writer.write(scored("b", 1))
+        await writer.write(step(0))
+    fold = Pairs()
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_fold(scope, FOLD, lambda _: fold), "fold")
+        await until("b is closed", lambda: sorted(fold.open) == ["a", "c"] and fold.steps == [0])
+        async with asyncio.timeout(20):
+            while not await everything(log, "groups"):
+                pass
+        # Killed, not stopped: what was not committed must come again.
+        task.cancel()
+    async with Writer(log) as writer:
+        await writer.write(scored("a", 1))
+    again = Pairs()
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_fold(scope, FOLD, lambda _: again), "fold")
+        await until("a is closed", lambda: sorted(again.open) == ["c"])
+        assert "waits for the second score of c" in scope.waits(time.time())
+        scope.stopping.set()
+        await task
+    dropped = [event.group_id for event in await everything(log, "groups") if isinstance(event, GroupDropped)]
+    assert sorted(dropped) == ["a", "b"]
+    assert again.recalled == ["b"]
+
+
+async def test_nothing_of_an_aborted_transaction_is_seen(log: Log) -> None:
+    writer = TransactionalWriter(log, f"{log.settings.run}.writer")
+    await writer.open()
+    await writer.write([scored("a", 0)])
+    successor = TransactionalWriter(log, f"{log.settings.run}.writer")
+    await successor.open()
+    with pytest.raises(Exception, match=r"has taken over|failed"):
+        await writer.write([scored("a", 1)])
+    await successor.write([scored("a", 2)])
+    seen = [event.rollout_id for event in await everything(log, "scores") if isinstance(event, RolloutScored)]
+    assert seen == ["a.0", "a.2"]
+    await writer.close()
+    await successor.close()
+
+
+async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
+    writer = TransactionalWriter(log, f"{log.settings.run}.steps")
+    await writer.open()
+    for number in range(5):
+        await writer.write([step(number)])
+    await writer.close()
+    found = await recalled(log, Recall("steps", tail=2), None, time.time())
+    steps = [event.step for event, _ in found if isinstance(event, StepCompleted)]
+    assert steps[-2:] == [3, 4]
+    assert len(steps) <= 4
+
+
+async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log) -> None:
+    async with Writer(log) as writer:
+        refs = [await writer.write(scored(f"g{index % 7}", index)) for index in range(200)]
+    async with RecordFetcher(log, "scores") as fetcher:
+        wanted = [refs[150], refs[3], refs[77], refs[3], refs[199]]
+        records = await fetcher.fetch(wanted, 10.0)
+        assert [record.ref for record in records] == wanted
+        with pytest.raises(MissingRecordError, match="scores/7@0 is not on the log"):
+            await fetcher.fetch([Ref("scores", 7, 0)], 10.0)
+        assert [r.ref for r in await fetcher.fetch([refs[0]], 10.0)] == [refs[0]]
+
+
+async def test_follow_tells_when_it_has_caught_up_and_goes_on(log: Log, tmp_path: Path) -> None:
+    seen: list[int] = []
+    async with Writer(log) as writer:
+        for number in range(3):
+            await writer.write(step(number))
+        async with scope_of(log, tmp_path) as scope:
+            caught_up = asyncio.Event()
+            scope.spawn(
+                follow(scope, ["steps"], on=lambda e, r: seen.append(getattr(e, "step", -1)), caught_up=caught_up), "f"
+            )
+            async with asyncio.timeout(20):
+                await caught_up.wait()
+            assert seen == [0, 1, 2]
+            await writer.write(step(3))
+            await until("the new one", lambda: seen == [0, 1, 2, 3])
+
+
+async def test_replay_reads_history_up_to_now(log: Log) -> None:
+    async with Writer(log) as writer:
+        for index in range(20):
+            await writer.write(scored(f"g{index}", index))
+    records = await asyncio.to_thread(lambda: list(read_topic(log.settings.bootstrap, log.settings.run, "scores")))
+    assert len(records) == 20
+    assert {record.headers["run"] for record in records} == {log.settings.run.encode()}
+    late = await asyncio.to_thread(
+        lambda: list(read_topic(log.settings.bootstrap, log.settings.run, "scores", since_s=time.time() + 3600))
+    )
+    assert late == []
+
+
+async def test_a_reader_position_passes_transaction_markers(log: Log) -> None:
+    writer = TransactionalWriter(log, f"{log.settings.run}.w")
+    await writer.open()
+    await writer.write([step(1)])
+    await writer.close()
+    async with Reader(log, {("steps", 0): None}) as reader:
+        ends = await reader.ends()
+        assert len(await reader.poll(5.0)) == 1
+        async with asyncio.timeout(10):
+            while await reader.position("steps", 0) < ends[("steps", 0)]:
+                await reader.poll(0.2)
