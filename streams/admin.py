@@ -23,13 +23,18 @@ from kafka.structs import TopicPartition as _KafkaPartition
 
 from streams.broker.base import BrokerError
 from streams.broker.ready import wait_ready
+from streams.errors import ConfigurationError, StreamsError
 
 T = TypeVar("T")
 _RETRY_S = 0.1
 
 
-class AdminError(RuntimeError):
+class AdminError(StreamsError):
     """An administrative request was refused, or not answered by its deadline."""
+
+
+class TopicMismatchError(AdminError, ConfigurationError):
+    """A topic is there already, and is not what the configuration says."""
 
 
 class TopicPartition(NamedTuple):
@@ -121,7 +126,8 @@ class Admin:
         """Makes the topics that are missing and returns once all of them have leaders; the names that were made.
 
         A topic that exists with the same number of partitions and cleanup policy is left as it is, other settings
-        included: an operator may have changed its retention on purpose. Otherwise `AdminError` says how it differs.
+        included: an operator may have changed its retention on purpose. Otherwise `TopicMismatchError` says how it
+        differs.
         """
         existing = self.describe([topic.name for topic in topics])
         missing = [topic for topic in topics if topic.name not in existing]
@@ -265,12 +271,12 @@ def create_topics(
 
 def _check_alike(wanted: TopicSpec, found: TopicDescription) -> None:
     if found.partitions != wanted.partitions:
-        raise AdminError(
+        raise TopicMismatchError(
             f"topic {wanted.name} exists with {found.partitions} partitions, but {wanted.partitions} are configured; "
             "use another run id, or the old number"
         )
     cleanup = found.config.get("cleanup.policy", "delete")
     if cleanup != wanted.cleanup:
-        raise AdminError(
+        raise TopicMismatchError(
             f"topic {wanted.name} exists with cleanup.policy {cleanup!r}, but {wanted.cleanup!r} is needed"
         )

@@ -26,10 +26,12 @@ from typing import Self
 
 import psutil
 
+from streams.errors import StreamsError
+
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
-class ChildError(RuntimeError):
+class ChildError(StreamsError):
     """A child process could not be started or did not end."""
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import abc
 from types import TracebackType
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
+
+from streams.errors import ConfigurationError, StreamsError
 
 
-class BrokerError(RuntimeError):
+class BrokerError(StreamsError):
     """A broker could not be configured, started, reached or stopped; the message names which and why."""
+
+
+class BrokerConfigurationError(BrokerError, ConfigurationError):
+    """The broker that was asked for cannot be: a wrong value, or one that does not fit the run directory."""
 
 
 class Broker(abc.ABC):
@@ -21,7 +27,7 @@ class Broker(abc.ABC):
     call them through `asyncio.to_thread` from a coroutine.
     """
 
-    kind: Literal["kafka", "embedded", "external"]
+    kind: ClassVar[Literal["kafka", "embedded", "external"]]
 
     @property
     @abc.abstractmethod

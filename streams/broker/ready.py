@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from streams.broker.base import BrokerError
+from streams.broker.base import BrokerConfigurationError, BrokerError
 
 _API_VERSIONS = 18
 _FIND_COORDINATOR = 10
@@ -22,17 +22,17 @@ _POLL_S = 0.03
 
 
 def parse_bootstrap(servers: str) -> list[tuple[str, int]]:
-    """`"a:1,b:2"` → `[("a", 1), ("b", 2)]`. Raises `BrokerError` naming the entry that is not host:port."""
+    """`"a:1,b:2"` → `[("a", 1), ("b", 2)]`. Raises `BrokerConfigurationError` naming a wrong entry."""
     addresses = []
     for entry in servers.split(","):
         host, colon, port = entry.strip().rpartition(":")
         if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise BrokerError(f"bootstrap server {entry.strip()!r} is not host:port")
+            raise BrokerConfigurationError(f"bootstrap server {entry.strip()!r} is not host:port")
         addresses.append((host.strip("[]"), int(port)))
     return addresses
 
 
-def wait_ready(bootstrap: str, deadline_s: float, pause: Callable[[float], None]) -> None:
+def wait_ready(bootstrap: str, deadline_s: float, pause: Callable[[float], object]) -> None:
     """Blocks until one of the servers answers ApiVersions and knows a group and a transaction coordinator.
 
     `pause(seconds)` is called between attempts; it may raise to give up early, say because the process died. Raises

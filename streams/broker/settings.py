@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from streams.broker.base import BrokerError
+from streams.broker.base import BrokerConfigurationError
 
 Kind = Literal["auto", "kafka", "embedded", "external"]
 KINDS: tuple[Kind, ...] = ("auto", "kafka", "embedded", "external")
@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BrokerSettings:
-    """Which broker a run uses. Raises `BrokerError` for a value that is not allowed."""
+    """Which broker a run uses. Raises `BrokerConfigurationError` for a value that is not allowed."""
 
     kind: Kind = "auto"
     """`kafka` and `embedded` run on this machine, `external` is a cluster that somebody else runs; `auto` is `kafka`
@@ -38,19 +38,21 @@ class BrokerSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise BrokerError(f"broker.kind is {self.kind!r}; allowed are {', '.join(KINDS)}")
+            raise BrokerConfigurationError(f"broker.kind is {self.kind!r}; allowed are {', '.join(KINDS)}")
         if not 0 <= self.port <= 65535:
-            raise BrokerError(f"broker.port is {self.port}; allowed are 0 (a free port) to 65535")
+            raise BrokerConfigurationError(f"broker.port is {self.port}; allowed are 0 (a free port) to 65535")
         if self.heap_mib < 128:
-            raise BrokerError(f"broker.heap_mib is {self.heap_mib}; at least 128 MiB are needed")
+            raise BrokerConfigurationError(f"broker.heap_mib is {self.heap_mib}; at least 128 MiB are needed")
         if not MIB <= self.message_max_bytes <= 1024 * MIB:
-            raise BrokerError(
+            raise BrokerConfigurationError(
                 f"broker.message_max_bytes is {self.message_max_bytes}; allowed are {MIB} to {1024 * MIB} bytes"
             )
         if self.kind == "external" and not self.bootstrap_servers:
-            raise BrokerError("broker.kind 'external' needs broker.bootstrap_servers, as host:port[,host:port...]")
+            raise BrokerConfigurationError(
+                "broker.kind 'external' needs broker.bootstrap_servers, as host:port[,host:port...]"
+            )
         if self.kind != "external" and self.bootstrap_servers:
-            raise BrokerError(
+            raise BrokerConfigurationError(
                 f"broker.bootstrap_servers is {self.bootstrap_servers!r} but broker.kind is {self.kind!r}; "
                 "only 'external' takes it"
             )

@@ -1,0 +1,40 @@
+"""A cluster that somebody else runs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import ClassVar, Literal
+
+from streams.broker.base import Broker
+from streams.broker.ready import parse_bootstrap, wait_ready
+from streams.broker.settings import BrokerSettings
+
+
+class ExternalBroker(Broker):
+    """Nothing is started or stopped; `start` waits until the cluster serves, and names it when it does not."""
+
+    kind: ClassVar[Literal["external"]] = "external"
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._addresses = parse_bootstrap(settings.bootstrap_servers)
+        self._bootstrap = settings.bootstrap_servers
+
+    @property
+    def bootstrap(self) -> str:
+        return self._bootstrap
+
+    def start(self, deadline_s: float = 60.0) -> None:
+        wait_ready(self._bootstrap, deadline_s, threading.Event().wait)
+
+    def stop(self, deadline_s: float = 10.0) -> None:
+        """The cluster is not ours to stop."""
+
+    def alive(self) -> bool:
+        for address in self._addresses:
+            try:
+                with socket.create_connection(address, timeout=1):
+                    return True
+            except OSError:
+                continue
+        return False
