@@ -1,0 +1,178 @@
+"""The batcher: ready groups become numbered batches, packed for the learner's ranks. No I/O and no clock of its own.
+
+    groups ──▶ ready, oldest weights first ──▶ BatchPlanned b       enough groups, and less than `lookahead` ahead
+                  └──────────────────────────▶ GroupDropped(stale)  b − its oldest version > max_staleness
+
+Batch b trains weights b into b + 1, so a group's staleness in batch b is b − its oldest version: no clock, no race.
+A GroupReady is finished when its group is on the log as planned or dropped; after a crash the unfinished ones come
+again, and the next number follows the last batch on the log.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from consumers.batches.settings import BatchSettings
+from consumers.packing import plan
+from schemas import (
+    BatchPlanned,
+    Disposition,
+    Event,
+    GroupDropped,
+    GroupReady,
+    Member,
+    PlannedSequence,
+    Ref,
+    StepCompleted,
+)
+from streams.fold import Turn
+from streams.record import Output, Record
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A group that waits for its batch; `members` are those to be trained on."""
+
+    oldest_version: int
+    arrival: int
+    group: GroupReady
+    members: tuple[Member, ...]
+    record: Record
+
+
+class Batcher:
+    """A `streams.fold.Fold` over all partitions of `groups`, observing `steps`; cost (a, b) as in `packing.plan`."""
+
+    def __init__(self, settings: BatchSettings, cost: tuple[float, float]) -> None:
+        self._settings = settings
+        self._cost = cost
+        self._ready: list[_Ready] = []
+        self._arrivals = 0
+        self._planned = 0
+        self._trained = 0
+
+    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+        """Takes one event of `groups`; all but GroupReady are finished at once."""
+        if not isinstance(event, GroupReady):
+            return Turn(finished=(record.ref,))
+        members = tuple(member for member in event.members if member.disposition is None)
+        if not members:
+            return Turn(finished=(record.ref,))
+        oldest_version = min(member.oldest_version for member in members)
+        ready = _Ready(oldest_version, self._arrivals, event, members, record)
+        self._arrivals += 1
+        if any(_tokens(member) > self._settings.token_budget for member in members):
+            return Turn(outputs=(_dropped(ready, "invalid", now_s),), finished=(record.ref,))
+        self._ready.append(ready)
+        self._ready.sort(key=lambda group: (group.oldest_version, group.arrival))
+        return self._advance(now_s)
+
+    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+        """Takes one event of `steps`: a trained batch makes room for the next."""
+        if isinstance(event, StepCompleted):
+            self._trained = max(self._trained, event.batch + 1)
+        return self._advance(now_s)
+
+    def on_recalled(self, event: Event, record: Record) -> None:
+        """Numbers go on after the last batch on the log."""
+        if isinstance(event, BatchPlanned):
+            self._planned = max(self._planned, event.batch + 1)
+
+    def on_time(self, now_s: float) -> Turn:
+        """Nothing here has a deadline."""
+        return Turn()
+
+    def next_time_s(self) -> float | None:
+        """Never."""
+        return None
+
+    def waiting(self) -> list[str]:
+        """What the next batch waits for."""
+        wanted, ready = self._settings.groups_per_batch, len(self._ready)
+        if self._is_over():
+            return [f"all {self._planned} batches are planned; {ready} groups are left over"]
+        if ready < wanted:
+            return [f"batch {self._planned} has {ready} of {wanted} groups"]
+        return [f"batch {self._planned} waits for the learner to train batch {self._trained}"]
+
+    def _advance(self, now_s: float) -> Turn:
+        outputs: list[Output] = []
+        finished: list[Ref] = []
+        while not self._is_over():
+            for stale in self._take_stale():
+                outputs.append(_dropped(stale, "stale", now_s))
+                finished.append(stale.record.ref)
+            ahead = self._planned - self._trained
+            if len(self._ready) < self._settings.groups_per_batch or ahead >= self._settings.lookahead:
+                break
+            # Oldest weights first, so that nothing goes stale while something fresher is trained on.
+            groups = self._ready[: self._settings.groups_per_batch]
+            del self._ready[: self._settings.groups_per_batch]
+            records = tuple(group.record for group in groups)
+            outputs.append(Output("batches", self._batch(groups, now_s), cause=records[-1], links=records))
+            finished += [record.ref for record in records]
+            self._planned += 1
+        return Turn(outputs=tuple(outputs), finished=tuple(finished))
+
+    def _is_over(self) -> bool:
+        return self._settings.max_batches is not None and self._planned >= self._settings.max_batches
+
+    def _take_stale(self) -> list[_Ready]:
+        oldest_allowed = self._planned - self._settings.max_staleness
+        stale = [group for group in self._ready if group.oldest_version < oldest_allowed]
+        self._ready = [group for group in self._ready if group.oldest_version >= oldest_allowed]
+        return stale
+
+    def _batch(self, groups: list[_Ready], now_s: float) -> BatchPlanned:
+        members = [member for group in groups for member in group.members]
+        packed = plan(
+            [_tokens(member) for member in members], self._settings.ranks, self._settings.token_budget, self._cost
+        )
+        staleness = [self._planned - member.oldest_version for member in members]
+        return BatchPlanned(
+            batch=self._planned,
+            groups=tuple(group.group.group_id for group in groups),
+            sequences=tuple(_sequence(member) for member in members),
+            ranks=tuple(tuple(tuple(micro) for micro in rank) for rank in packed.ranks),
+            token_budget=self._settings.token_budget,
+            time_s=now_s,
+            loads=packed.loads,
+            fill=packed.fill,
+            imbalance=packed.imbalance,
+            staleness_max=max(staleness),
+            staleness_mean=sum(staleness) / len(staleness),
+            waited_s=sum(now_s - group.group.time_s for group in groups) / len(groups),
+        )
+
+
+def _tokens(member: Member) -> int:
+    return member.prompt_tokens + member.response_tokens
+
+
+def _sequence(member: Member) -> PlannedSequence:
+    return PlannedSequence(
+        rollout_id=member.rollout_id,
+        rollout=member.rollout,
+        advantage=member.advantage,
+        reward=member.reward,
+        prompt_tokens=member.prompt_tokens,
+        response_tokens=member.response_tokens,
+        oldest_version=member.oldest_version,
+    )
+
+
+def _dropped(ready: _Ready, reason: Disposition, now_s: float) -> Output:
+    """The end of the members that were to be trained on; the others have theirs in GroupReady already."""
+    group = ready.group
+    event = GroupDropped(
+        group_id=group.group_id,
+        prompt_id=group.prompt_id,
+        task=group.task,
+        reason=reason,
+        members=tuple(msgspec.structs.replace(member, disposition=reason) for member in ready.members),
+        time_s=now_s,
+        pass_rate=group.pass_rate,
+        reward_mean=group.reward_mean,
+        requested_s=group.requested_s,
+    )
+    return Output("batches", event, cause=ready.record)

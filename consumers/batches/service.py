@@ -1,0 +1,46 @@
+"""The batcher as a service: one fold over all partitions of `groups`, so there is one replica."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from consumers.batches.batcher import Batcher
+from consumers.batches.settings import BatchSettings
+from consumers.cost import cost_of_model
+from streams.errors import ConfigurationError
+from streams.fold import FoldSpec, run_fold
+from streams.recall import Recall
+from streams.scope import Scope
+
+_RECALL_RECORDS: Final = 512
+"""Groups dropped after the last batch stand behind it on the topic; more than this many never do: the dispatcher admits
+(max_staleness + 1) · groups_per_batch groups at a time."""
+
+
+async def main(scope: Scope, settings: BatchSettings) -> None:
+    """Serve until the service is asked to stop. Exactly once: batches and offsets are one transaction."""
+    cost = cost_of(settings)
+    admitted = (settings.max_staleness + 1) * settings.groups_per_batch
+    spec = FoldSpec(
+        stage="batches",
+        input="groups",
+        observe=("steps",),
+        recall=Recall(topic="batches", tail=_RECALL_RECORDS + 4 * admitted),
+        shard="all",
+    )
+    await run_fold(scope, spec, lambda partition: Batcher(settings, cost))
+
+
+def cost_of(settings: BatchSettings) -> tuple[float, float]:
+    """(a, b) as given, of the model, or one per token. ConfigurationError: no usable `config.json`."""
+    if settings.cost is not None:
+        return settings.cost
+    if settings.model is None:
+        return (1.0, 0.0)
+    path = Path(settings.model) / "config.json"
+    try:
+        return cost_of_model(dict(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise ConfigurationError(f"batches.model {settings.model}: there is no {path}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"batches.model {settings.model}: {path} is no model configuration: {error}") from None

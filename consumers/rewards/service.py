@@ -1,0 +1,28 @@
+"""The reward consumers as a service: at least once, any number of replicas up to the partitions of `rollouts`."""
+
+from pathlib import Path
+
+from consumers.rewards.detokenise import Detokeniser
+from consumers.rewards.pool import VerifierPool
+from consumers.rewards.score import RewardWorker
+from consumers.rewards.settings import RewardSettings
+from consumers.rewards.verifiers import VerifierError, is_pooled
+from schemas import RolloutCompleted
+from streams.errors import ConfigurationError
+from streams.scope import Scope
+from streams.worker import WorkerSpec, run_worker
+
+
+async def main(scope: Scope, settings: RewardSettings) -> None:
+    """Serve until the service is asked to stop."""
+    detokeniser = Detokeniser(Path(settings.model))
+    async with VerifierPool(settings.pool_size, settings.timeout_s) as pool:
+        if pooled := [name for name in settings.prewarm if is_pooled(name)]:
+            try:
+                await pool.warm(pooled)
+            except VerifierError as error:
+                raise ConfigurationError(f"rewards.prewarm: {error}") from None
+        spec = WorkerSpec(
+            stage="rewards", input="rollouts", max_in_flight=settings.max_in_flight, types=(RolloutCompleted,)
+        )
+        await run_worker(scope, spec, RewardWorker(settings, detokeniser, pool, scope.gauge))

@@ -1,0 +1,32 @@
+"""Policy objectives as pure functions of flat tokens; each equation is one function.
+
+    terms = objective("espo", correction=correction("tis"))(TokenBatch(logp, logp_old, advantage, seq, num_seqs, ...))
+    (terms.numerator.sum() / denominator_of_the_whole_step).backward()
+
+An objective returns what each sequence adds to the numerator and the denominator of the mean, so that micro-batching,
+packing and the number of ranks never change the loss. To write another one: a frozen dataclass with the settings and a
+`__call__(TokenBatch) -> Surrogate`, listed in `objectives.OBJECTIVES`.
+"""
+
+from learner.losses.batch import LossTerms, TokenBatch
+from learner.losses.corrections import Correction, bypass, correction
+from learner.losses.metrics import merge_metrics, metric_values
+from learner.losses.objectives import OBJECTIVES, Objective, objective
+from learner.losses.shaping import zero_variance_advantage
+from learner.losses.surrogate import PolicyObjective, Surrogate
+
+__all__ = [
+    "OBJECTIVES",
+    "Correction",
+    "LossTerms",
+    "Objective",
+    "PolicyObjective",
+    "Surrogate",
+    "TokenBatch",
+    "bypass",
+    "correction",
+    "merge_metrics",
+    "metric_values",
+    "objective",
+    "zero_variance_advantage",
+]

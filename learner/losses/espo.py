@@ -1,0 +1,153 @@
+"""ESPO: one ratio and one clip range for each entropy group of a response (arXiv 2512.00499)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from learner.losses.batch import TokenBatch
+from learner.losses.metrics import total
+from learner.losses.ratios import at_value, clipped, clipped_surrogate, log_ratio
+from learner.losses.segments import rank_from_top, segment_count, segment_mean, segment_sum
+from learner.losses.surrogate import Surrogate, check_clip
+
+RatioForm = Literal["group", "group_times_token"]
+
+
+@dataclass(frozen=True)
+class Espo:
+    """J = mean_i mean_τ mean_{t∈τ} min(s·Â, clip(s, 1 − ε_τ, 1 + ε_τ)·Â), τ the non-empty entropy groups of response i.
+
+    Attributes:
+        alpha: ε_τ = α·mean_{t∈τ} e_t / log|V|, e the entropy under π_old: the more certain, the tighter.
+        top_fraction: share of a response's tokens, rounded up, in the high-entropy group; the rest is the other group.
+        boundaries: rising quantiles in (0, 1) in place of `top_fraction`: K − 1 of them make K groups, ⌈(1 − b)·n⌉
+            tokens lie above boundary b; `()` is a single group, and `(0.8,)` is `top_fraction=0.2`.
+        ratio: "group": s = sg[s_τ]·π_θ/sg[π_θ]; "group_times_token": sg[s_τ]·π_θ/sg[π_old], the paper's printed Eq. 9.
+        epsilon: fixed clip range, both sides, in place of the adaptive one.
+        epsilon_floor: least adaptive ε_τ.
+        clip_low, clip_high: fixed clip range with two sides, in place of `epsilon`.
+    """
+
+    alpha: float = 0.02
+    top_fraction: float = 0.2
+    boundaries: Sequence[float] | None = None
+    ratio: RatioForm = "group"
+    epsilon: float | None = None
+    epsilon_floor: float = 0.0
+    clip_low: float | None = None
+    clip_high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "epsilon_floor"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"espo: {name} is {getattr(self, name)}, allowed is 0 or more.")
+        if self.epsilon is not None and not self.epsilon >= 0.0:
+            raise ValueError(f"espo: epsilon is {self.epsilon}, allowed is 0 or more, or None.")
+        if not 0.0 < self.top_fraction <= 1.0:
+            raise ValueError(f"espo: top_fraction is {self.top_fraction}, allowed is above 0 to 1.")
+        if self.ratio not in get_args(RatioForm):
+            raise ValueError(
+                f"espo: ratio is {self.ratio!r}, allowed is {' or '.join(map(repr, get_args(RatioForm)))}."
+            )
+        if self.boundaries is not None:
+            edges = (0.0, *self.boundaries, 1.0)
+            if any(not low < high for low, high in pairwise(edges)):
+                raise ValueError(
+                    f"espo: boundaries are {list(self.boundaries)}, allowed are rising values inside (0, 1)."
+                )
+        if (self.clip_low is None) != (self.clip_high is None):
+            raise ValueError("espo: clip_low and clip_high are given together or not at all.")
+        if self.clip_low is not None and self.clip_high is not None:
+            check_clip("espo", self.clip_low, self.clip_high)
+            if self.epsilon is not None:
+                raise ValueError("espo: epsilon and clip_low/clip_high both fix the clip range; give one of them.")
+
+    def __call__(self, batch: TokenBatch) -> Surrogate:
+        group, groups = self.groups(batch)
+        segment = batch.seq * groups + group
+        segments = batch.num_seqs * groups
+        group_ratio = self.group_ratio(batch, segment, segments)
+        low, high = self.clip_range(batch, segment, segments)
+        ratio = self.token_ratio(batch, group_ratio[segment])
+        weight, denominator = _mean_of_group_means(batch, segment, groups)
+        is_clipped = clipped(ratio.detach(), batch.advantage, low, high)
+        metrics = {"group_ratio": total(group_ratio[segment]), "epsilon": total(high)}
+        for index in range(groups) if 2 < groups <= 8 else ():
+            metrics[f"clip_fraction/group{index}"] = total(is_clipped, group == index)
+        return Surrogate(
+            term=clipped_surrogate(ratio, batch.advantage, low, high),
+            weight=weight,
+            denominator=denominator,
+            ratio=ratio.detach(),
+            clipped=is_clipped,
+            top=group == 0,
+            metrics={**metrics, **_by_group("epsilon", high, group == 0)},
+        )
+
+    def groups(self, batch: TokenBatch) -> tuple[Tensor, int]:
+        """Entropy group of each token, int64 `[T]`, 0 the one of highest entropy, and their number K."""
+        shares = (self.top_fraction,) if self.boundaries is None else tuple(1.0 - b for b in reversed(self.boundaries))
+        if not shares or shares == (1.0,):
+            return torch.zeros_like(batch.seq), 1
+        entropy = self._entropy(batch)
+        rank = rank_from_top(entropy, batch.seq, batch.num_seqs)
+        lengths = segment_count(batch.seq, batch.num_seqs).to(torch.float64)
+        group = torch.zeros_like(batch.seq)
+        for share in shares:
+            # 0.3 · 10 is 3.0000000000000004 in binary: without the slack one more token would count as high-entropy.
+            above = torch.ceil(lengths * share - 1e-9).to(torch.int64)
+            group += rank >= above[batch.seq]
+        return group, len(shares) + 1
+
+    def group_ratio(self, batch: TokenBatch, segment: Tensor, segments: int) -> Tensor:
+        """s_τ = exp(mean_{t∈τ} log π_θ/π_old), detached `[segments]` (Eq. 7)."""
+        delta = log_ratio(batch.logp.detach(), batch.logp_old)
+        return torch.exp(segment_mean(delta, segment, segments))
+
+    def token_ratio(self, batch: TokenBatch, group_ratio: Tensor) -> Tensor:
+        """s of each token, `[T]`, with the gradient of its own log-probability."""
+        if self.ratio == "group":
+            return at_value(group_ratio, batch.logp)
+        return group_ratio * torch.exp(log_ratio(batch.logp, batch.logp_old))
+
+    def clip_range(self, batch: TokenBatch, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+        """(low, high) of each token, `[T]`; ε_τ = α·mean_{t∈τ} e_t / log|V|, no less than the floor."""
+        ones = torch.ones_like(batch.advantage)
+        if self.clip_low is not None and self.clip_high is not None:
+            return self.clip_low * ones, self.clip_high * ones
+        if self.epsilon is not None:
+            return self.epsilon * ones, self.epsilon * ones
+        if batch.vocab_size is None or batch.vocab_size < 2:
+            raise ValueError(
+                f"espo: TokenBatch.vocab_size is {batch.vocab_size}, allowed is 2 or more when epsilon is adaptive."
+            )
+        mean_entropy = segment_mean(self._entropy(batch), segment, segments)
+        epsilon = (self.alpha / math.log(batch.vocab_size)) * mean_entropy
+        epsilon = epsilon.clamp(min=self.epsilon_floor)[segment]
+        return epsilon, epsilon
+
+    def _entropy(self, batch: TokenBatch) -> Tensor:
+        if batch.entropy_old is None:
+            raise ValueError(
+                "espo: TokenBatch.entropy_old is None, allowed is a tensor [T] (entropy under the old policy)."
+            )
+        return batch.entropy_old.detach()
+
+
+def _mean_of_group_means(batch: TokenBatch, segment: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """(weight `[T]` = 1/(K_i·|τ|), denominator `[S]`), K_i the non-empty groups of the token's response."""
+    dtype = batch.logp.dtype
+    sizes = segment_count(segment, batch.num_seqs * groups)
+    sequence_of = torch.arange(sizes.numel(), device=sizes.device) // groups
+    occupied = segment_sum((sizes > 0).to(dtype), sequence_of, batch.num_seqs)
+    weight = 1.0 / (occupied[batch.seq] * sizes[segment])
+    return weight, (occupied > 0).to(dtype)
+
+
+def _by_group(name: str, values: Tensor, top: Tensor) -> dict[str, Tensor]:
+    return {f"{name}/high": total(values, top), f"{name}/low": total(values, ~top)}

@@ -1,0 +1,40 @@
+"""GMPO: the geometric mean of the tokens' clipped ratios."""
+
+from dataclasses import dataclass
+
+import torch
+
+from learner.losses.batch import TokenBatch
+from learner.losses.ratios import log_ratio
+from learner.losses.segments import segment_mean
+from learner.losses.surrogate import Surrogate, check_clip, sequence_mean
+
+
+@dataclass(frozen=True)
+class Gmpo:
+    """J = mean_i Â·Π_t min(r_t^σ, clip(r_t^σ, e^−low, e^high))^(σ/|o_i|), σ = sign(Â) (arXiv 2507.20673, Eq. 4).
+
+    `clip_low` and `clip_high` bound the *log*-ratio here (the paper: 0.4 both). Since the minimum undoes every
+    lower bound, only `clip_high` acts, on the side that the advantage pushes to; `clip_low` is there because the
+    paper writes it.
+    """
+
+    clip_low: float = 0.4
+    clip_high: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_clip("gmpo", self.clip_low, self.clip_high)
+
+    def __call__(self, batch: TokenBatch) -> Surrogate:
+        weight, denominator = sequence_mean(batch)
+        sign = torch.sign(batch.advantage)
+        pushed = sign * log_ratio(batch.logp, batch.logp_old)
+        bounded = sign * torch.minimum(pushed, pushed.clamp(-self.clip_low, self.clip_high))
+        ratio = torch.exp(segment_mean(bounded, batch.seq, batch.num_seqs))[batch.seq]
+        return Surrogate(
+            term=ratio * batch.advantage,
+            weight=weight,
+            denominator=denominator,
+            ratio=ratio.detach(),
+            clipped=(pushed > self.clip_high).detach(),
+        )

@@ -1,0 +1,96 @@
+"""Brokers, a tokenizer and rollouts for the tests of the consumers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from schemas import EngineInfo, NDArray, Ref, RolloutCompleted, RolloutTimings, Sampling, WeightSpan
+from streams.broker import Broker, BrokerSettings, open_broker
+from streams.broker.jars import kafka_obstacle
+
+ALPHABET = "0123456789+=,abcdefghijklmnopqrstuvwxyz "
+EOS = len(ALPHABET)
+
+MakeRollout = Callable[..., RolloutCompleted]
+
+
+def ids_of(text: str, *, eos: bool = True) -> list[int]:
+    """Token ids of `text`, one a character, and the end of sequence."""
+    return [ALPHABET.index(letter) for letter in text] + [EOS] * eos
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the tokenizer.json of a character vocabulary with a special end of sequence."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = Tokenizer(models.WordLevel({letter: n for n, letter in enumerate(ALPHABET)}, unk_token=" "))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<eos>"])
+    assert tokenizer.token_to_id("<eos>") == EOS
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_rollout() -> MakeRollout:
+    """`make_rollout("3+1=4", group_id="p.0", index=1, ...)`: a finished rollout with that response."""
+
+    def make(text: str, *, group_id: str = "p.0", index: int = 0, attempt: int = 0, **fields: Any) -> RolloutCompleted:
+        response = ids_of(text, eos=fields.get("finish_reason", "stop") == "stop")
+        defaults: dict[str, Any] = {
+            "samples": 4,
+            "verifier": "exact_match",
+            "reference": {"answer": "4", "after": "="},
+            "deadline_s": 4e9,
+            "spans": (WeightSpan(0, 3), WeightSpan(2, 4)),
+            "sampling": Sampling(max_tokens=20),
+            "finish_reason": "stop",
+        }
+        return RolloutCompleted(
+            rollout_id=f"{group_id}.{index}",
+            group_id=group_id,
+            prompt_id=group_id.partition(".")[0],
+            index=index,
+            attempt=attempt,
+            producer_id="producer-0",
+            request=Ref("prompts", 0, 0),
+            task="sums",
+            prompt_ids=NDArray.of(np.array(ids_of("3+1=", eos=False), dtype=np.uint32)),
+            response_ids=NDArray.of(np.array(response, dtype=np.uint32)),
+            logprobs=NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
+            engine=EngineInfo(name="test", version="0", model="test"),
+            timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=2.0),
+            requested_s=1.0,
+            time_s=2.0,
+            **(defaults | fields),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A running embedded broker."""
+    with open_broker(BrokerSettings(kind="embedded", ephemeral=True), tmp_path_factory.mktemp("embedded")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A running Apache Kafka; the test is skipped where there is none."""
+    settings = BrokerSettings(kind="kafka", heap_mib=512)
+    if (obstacle := kafka_obstacle(settings)) is not None:
+        pytest.skip(f"Apache Kafka cannot run: {obstacle}")
+    with open_broker(settings, tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(params=[pytest.param("kafka", marks=pytest.mark.kafka), "embedded"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """A running broker of each local kind in turn."""
+    found: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return found

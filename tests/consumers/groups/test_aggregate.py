@@ -1,0 +1,247 @@
+"""The aggregator: every rollout ends exactly once, whatever is repeated, late, reordered or crashes."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.groups.aggregate import Aggregator
+from consumers.groups.settings import GroupSettings
+from schemas import (
+    Event,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    Ref,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+    encode,
+)
+from streams.errors import Poison
+from streams.fold import Turn
+from streams.record import Output, Record
+
+
+def score(
+    group_id: str = "p.0", index: int = 0, attempt: int = 0, reward: float | None = 1.0, **fields: Any
+) -> RolloutScored:
+    """A score; reward None: no verdict. Each attempt is a rollout record of its own."""
+    defaults: dict[str, Any] = {"samples": 2, "deadline_s": 100.0}
+    return RolloutScored(
+        rollout_id=f"{group_id}.{index}",
+        group_id=group_id,
+        prompt_id=group_id.partition(".")[0],
+        index=index,
+        attempt=attempt,
+        rollout=Ref("rollouts", 0, hash_of(group_id, index, attempt)),
+        task="sums",
+        valid=reward is not None,
+        reward=reward or 0.0,
+        time_s=0.0,
+        **(defaults | fields),
+    )
+
+
+def hash_of(group_id: str, index: int, attempt: int) -> int:
+    return int.from_bytes(group_id.encode(), "big") % 1000 * 1000 + index * 10 + attempt
+
+
+@dataclass
+class Stage:
+    """The runner's contract in memory: a crash keeps outputs and finished inputs and loses everything else."""
+
+    settings: GroupSettings
+    log: list[RolloutScored] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    finished: set[int] = field(default_factory=set)
+    now_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.fold = Aggregator(self.settings)
+
+    def deliver(self, event: RolloutScored) -> Turn:
+        self.log.append(event)
+        return self.process(len(self.log) - 1)
+
+    def process(self, offset: int) -> Turn:
+        event = self.log[offset]
+        record = Record("scores", 0, offset, event.group_id.encode(), encode(event), {}, self.now_s)
+        return self.commit(self.fold.on_event(event, record, self.now_s))
+
+    def commit(self, turn: Turn) -> Turn:
+        offsets = [ref.offset for ref in turn.finished]
+        assert len(set(offsets)) == len(offsets)
+        assert self.finished.isdisjoint(offsets)
+        self.finished.update(offsets)
+        self.outputs.extend(turn.outputs)
+        return turn
+
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+        due_s = self.fold.next_time_s()
+        if due_s is not None and due_s <= self.now_s:
+            self.commit(self.fold.on_time(self.now_s))
+
+    def crash(self) -> None:
+        self.fold = Aggregator(self.settings)
+        for offset, output in enumerate(self.outputs):
+            record = Record("groups", 0, offset, None, b"", {}, self.now_s)
+            self.fold.on_recalled(output.event, record)
+        for offset in range(len(self.log)):
+            if offset not in self.finished:
+                self.process(offset)
+
+    @property
+    def events(self) -> list[Event]:
+        return [output.event for output in self.outputs]
+
+
+def ends_of(events: list[Event]) -> list[tuple[Ref, str]]:
+    """(rollout, end) for every end that the events state; a member to be trained on ends as `ready` here."""
+    ends: list[tuple[Ref, str]] = []
+    for event in events:
+        match event:
+            case GroupReady() | GroupDropped() | GroupEvaluated():
+                ends += [(member.rollout, member.disposition or "ready") for member in event.members]
+            case RolloutDisposed():
+                ends.append((event.rollout, event.disposition))
+            case _:
+                raise AssertionError(event)
+    return ends
+
+
+def test_a_complete_group_closes_at_once_and_finishes_its_scores() -> None:
+    stage = Stage(GroupSettings())
+    assert stage.deliver(score(index=0, reward=1.0)) == Turn()
+    turn = stage.deliver(score(index=1, reward=0.0))
+    assert [ref.offset for ref in turn.finished] == [0, 1]
+    (output,) = turn.outputs
+    assert isinstance(output.event, GroupReady)
+    assert (output.topic, output.key) == ("groups", "p.0")
+    assert [record.offset for record in output.links] == [0, 1]
+    assert stage.fold.next_time_s() is None
+    assert stage.fold.waiting() == []
+
+
+def test_the_same_rollout_scored_again_is_finished_without_a_word() -> None:
+    stage = Stage(GroupSettings())
+    stage.deliver(score(index=0))
+    assert stage.deliver(score(index=0, reward=0.0)) == Turn(finished=(Ref("scores", 0, 1),))
+    stage.deliver(score(index=1, reward=0.0))
+    assert stage.deliver(score(index=1)) == Turn(finished=(Ref("scores", 0, 3),))
+
+
+def test_a_later_attempt_is_a_duplicate_once_also_after_a_crash() -> None:
+    stage = Stage(GroupSettings())
+    stage.deliver(score(index=0))
+    stage.deliver(score(index=0, attempt=1, reward=0.0))
+    stage.crash()
+    assert stage.deliver(score(index=0, attempt=1, reward=0.0)).outputs == ()
+    stage.deliver(score(index=1, reward=0.0))
+    ready = stage.events[-1]
+    assert isinstance(ready, GroupReady)
+    assert [(m.rollout.offset % 10, m.reward) for m in ready.members] == [(0, 1.0), (0, 0.0)]
+    assert Counter(end for _, end in ends_of(stage.events)) == {"ready": 2, "duplicate": 1}
+
+
+def test_a_straggler_is_a_duplicate_while_the_group_is_remembered() -> None:
+    stage = Stage(GroupSettings(remember_s=60))
+    stage.deliver(score(index=0, deadline_s=10.0))
+    stage.pass_time(11)
+    assert [end for _, end in ends_of(stage.events)] == ["expired"]
+    stage.crash()
+    stage.deliver(score(index=1, deadline_s=10.0))
+    assert [end for _, end in ends_of(stage.events)] == ["expired", "duplicate"]
+
+
+def test_a_backlog_past_its_deadline_is_still_collected() -> None:
+    stage = Stage(GroupSettings(settle_s=5.0), now_s=1000.0)
+    stage.deliver(score(index=0, deadline_s=10.0))
+    stage.pass_time(4.0)
+    stage.deliver(score(index=1, reward=0.0, deadline_s=10.0))
+    assert isinstance(stage.events[-1], GroupReady)
+
+
+def test_says_what_it_waits_for() -> None:
+    stage = Stage(GroupSettings(), now_s=3600.0)
+    stage.deliver(score("p.0", deadline_s=7200.0))
+    stage.deliver(score("q.0", deadline_s=5400.0))
+    assert stage.fold.waiting() == [
+        "2 open groups; q.0 has 1 of 2 scores since 01:00:00Z and closes at 01:30:00Z",
+    ]
+    assert stage.fold.next_time_s() == 5400.0
+
+
+def test_what_does_not_belong_is_poison() -> None:
+    stage = Stage(GroupSettings())
+    with pytest.raises(Poison, match=r"rollout p\.0\.2 has index 2 in a group of 2"):
+        stage.deliver(score(index=2))
+    step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
+    with pytest.raises(Poison, match="StepCompleted is not RolloutScored"):
+        stage.fold.on_event(step, Record("scores", 0, 0, None, b"", {}, 0.0), 0.0)
+
+
+DELIVERIES = st.tuples(
+    st.just("deliver"),
+    st.sampled_from(["p.0", "p.1", "q.0"]),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.sampled_from([None, 0.0, 0.5, 1.0]),
+)
+ACTIONS = st.lists(
+    st.one_of(
+        DELIVERIES,
+        DELIVERIES,
+        DELIVERIES,
+        st.tuples(st.just("time"), st.integers(1, 40)),
+        st.tuples(st.just("crash")),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS, st.integers(2, 3))
+def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], min_samples: int) -> None:
+    stage = Stage(GroupSettings(min_samples=min_samples, remember_s=1e6))
+    for action in actions:
+        match action:
+            case ("deliver", group_id, index, attempt, reward):
+                purpose = "evaluate" if group_id == "q.0" else "train"
+                stage.deliver(score(group_id, index, attempt, reward, samples=3, purpose=purpose))
+            case ("time", seconds):
+                stage.pass_time(seconds)
+            case _:
+                stage.crash()
+    stage.pass_time(1000)
+
+    assert stage.finished == set(range(len(stage.log)))
+    ends = ends_of(stage.events)
+    assert Counter(ref for ref, _ in ends) == dict.fromkeys({event.rollout for event in stage.log}, 1)
+    closings = [
+        event.group_id for event in stage.events if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)
+    ]
+    assert len(closings) == len(set(closings))
+    assert_first_scored_attempts_win(stage)
+
+
+def assert_first_scored_attempts_win(stage: Stage) -> None:
+    """A group's member is its rollout's first score on the log, with that score's reward; the rest are duplicates."""
+    first = {event.rollout_id: event for event in reversed(stage.log)}
+    for event in stage.events:
+        match event:
+            case GroupReady() | GroupDropped() | GroupEvaluated():
+                for member in event.members:
+                    assert (member.rollout, member.reward) == (
+                        first[member.rollout_id].rollout,
+                        first[member.rollout_id].reward,
+                    )
+                    assert (member.disposition == "invalid") == (not first[member.rollout_id].valid)
+            case RolloutDisposed():
+                assert event.disposition == "duplicate"
+            case _:
+                raise AssertionError(event)

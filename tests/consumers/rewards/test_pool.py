@@ -1,0 +1,110 @@
+"""The pool's real processes: verdicts, deadlines, deaths, and that nothing outlives the service."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from consumers.rewards.pool import VerifierPool
+from consumers.rewards.verifiers import Sample, VerifierError
+
+STUCK = Sample("$9^{9^9}$", "stop", "$7$")
+"""A number of 370 million digits, which sympy starts to compute."""
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[VerifierPool]:
+    async with VerifierPool(size=2, timeout_s=2.0) as pool:
+        yield pool
+
+
+def children() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "consumers.rewards.pool_process" in process.cmdline()
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    assert children() == []
+
+
+async def test_fractional_scores_of_reasoning_gym(pool: VerifierPool) -> None:
+    entry: dict[str, Any] = {"question": "1 + 2?", "answer": "3", "metadata": {}}
+    reference = {"dataset": "chain_sum", "entry": entry}
+    assert await pool.check("reasoning_gym", Sample("so <answer>3</answer>", "stop", reference)) == 1.0
+    wrong = await pool.check("reasoning_gym", Sample("<answer>4</answer>", "stop", reference))
+    assert 0.0 <= wrong < 0.5
+    assert await pool.check("reasoning_gym", Sample("<answer>3</answer>", "length", reference)) == 0.0
+    with pytest.raises(VerifierError, match="'no_such_task'"):
+        await pool.check("reasoning_gym", Sample("3", "stop", {"dataset": "no_such_task", "entry": entry}))
+    with pytest.raises(VerifierError, match="reference is a text"):
+        await pool.check("reasoning_gym", Sample("3", "stop", "3"))
+    with pytest.raises(VerifierError, match="verifier reasoning_gym failed: KeyError"):
+        await pool.check("reasoning_gym", Sample("3", "stop", {"dataset": "chain_sum", "entry": {}}))
+
+
+async def test_math_verify(pool: VerifierPool) -> None:
+    assert await pool.check("math_verify", Sample("so it is $\\frac{1}{2}$", "stop", "0.5")) == 1.0
+    assert await pool.check("math_verify", Sample("so it is $\\frac{1}{3}$", "stop", {"answer": "0.5"})) == 0.0
+
+
+async def test_a_stuck_sample_passes_its_deadline_and_delays_nobody(pool: VerifierPool) -> None:
+    await pool.warm(["math_verify"])
+    before = {process.pid for process in children()}
+    stuck = asyncio.create_task(pool.check("math_verify", STUCK))
+    quick = [await pool.check("math_verify", Sample(f"${n}$", "stop", f"${n}$")) for n in range(20)]
+    assert quick == [1.0] * 20
+    assert not stuck.done()
+    with pytest.raises(VerifierError, match="verifier math_verify passed its deadline of 2 s"):
+        await stuck
+    assert len(before - {process.pid for process in children()}) == 1
+    assert await pool.check("math_verify", Sample("$1$", "stop", "$1$")) == 1.0
+
+
+async def test_a_sample_whose_process_dies_is_tried_again(pool: VerifierPool) -> None:
+    await pool.warm(["math_verify"])
+    victims = children()
+    assert len(victims) == 2
+    for process in victims:
+        process.send_signal(signal.SIGKILL)
+    assert await pool.check("math_verify", Sample("$1$", "stop", "$1$")) == 1.0
+
+
+async def test_cancelling_a_check_ends_its_process(pool: VerifierPool) -> None:
+    await pool.warm(["math_verify"])
+    stuck = asyncio.create_task(pool.check("math_verify", STUCK))
+    await asyncio.sleep(0)
+    stuck.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stuck
+    assert len(children()) == 1
+
+
+PARENT = """
+import asyncio
+from consumers.rewards.pool import VerifierPool
+async def main():
+    async with VerifierPool(1, 5.0) as pool:
+        await pool.warm(["exact_match"])
+        print("warm", flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_processes_die_with_the_service() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"warm\n"
+        (process,) = psutil.Process(parent.pid).children()
+        parent.kill()
+    process.wait(timeout=10)
