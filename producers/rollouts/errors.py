@@ -1,0 +1,25 @@
+"""What can go wrong in the rollout engine."""
+
+
+class EngineError(Exception):
+    """Base of every error of the rollout engine."""
+
+
+class EngineSettingsError(EngineError, ValueError):
+    """The user's settings are wrong, or this machine cannot do what they ask."""
+
+
+class EngineStartError(EngineError):
+    """The engine did not come up: it died, or its deadline passed."""
+
+
+class EngineDied(EngineError):
+    """The engine's processes are gone or no longer answer: stop it and start another; its requests are lost."""
+
+
+class PromptRefused(EngineError, ValueError):
+    """This request can never run on this engine (too long, a token outside the vocabulary); the engine goes on."""
+
+
+class WeightsRefused(EngineError, ValueError):
+    """These weights are not what was announced or do not fit the model; the engine keeps the version it has."""

@@ -1,0 +1,134 @@
+"""A run on a broker: its topics, and scopes of services in it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from schemas import TOPICS, Event, decode
+from streams.admin import TopicSpec, create_topics
+from streams.blobs import BlobStore
+from streams.broker import Broker, BrokerSettings, open_broker
+from streams.context import RunContext
+from streams.log import Log, LogSettings, Reader, Writer
+from streams.record import Output, Record
+from streams.scope import Scope
+
+PARTITIONS = 2
+
+Found = list[tuple[Event, Record]]
+
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = ("run", "bootstrap", "partitions", "blob_uri", "seed", "drain_s", "inline_max_bytes")
+SERVICES = {
+    "dispatcher": ("producers.dispatcher.service", "producers.dispatcher.settings:DispatcherSettings"),
+    "producer": ("producers.rollouts.service", "producers.rollouts.configuration:ProducerSettings"),
+}
+PROGRAM = """
+import importlib, json, sys
+from pathlib import Path
+import msgspec
+from streams.context import RunContext
+from streams.service import run_service
+
+if __name__ == "__main__":
+    name, module, kind, settings, context = sys.argv[1:]
+    main = importlib.import_module(module).main
+    where, _, kind = kind.partition(":")
+    settings = msgspec.json.decode(settings, type=getattr(importlib.import_module(where), kind))
+    context = json.loads(context)
+    context["directory"] = Path(context["directory"])
+    code = run_service(name, RunContext(**context), lambda scope: main(scope, settings))
+    heavy = [name for name in ("torch", "vllm", "transformers", "reasoning_gym") if name in sys.modules]
+    print("imported", *heavy, file=sys.stderr)
+    sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="session")
+def log_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A running embedded broker for the services' tests."""
+    settings = BrokerSettings(kind="embedded", ephemeral=True)
+    with open_broker(settings, tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's topics on the broker, and what a test does with them."""
+
+    context: RunContext
+
+    @property
+    def log(self) -> Log:
+        """Clients of this run."""
+        return Log(LogSettings(self.context.bootstrap, self.context.run, self.context.partitions), "test")
+
+    @asynccontextmanager
+    async def scope(self, name: str) -> AsyncIterator[Scope]:
+        """A service's scope; asked to stop, and its tasks awaited, at the end of the block."""
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            scope = Scope(name, self.context, self.log, BlobStore(self.context.blob_uri), tasks)
+            try:
+                yield scope
+            finally:
+                scope.stopping.set()
+
+    def launch(self, service: str, settings: dict[str, object]) -> "subprocess.Popen[str]":
+        """A service in a process of its own, as `eachprompt run` has it; its log is `<dir>/<service>.log`."""
+        module, kind = SERVICES[service]
+        context = {name: getattr(self.context, name) for name in CONTEXT} | {"directory": str(self.context.directory)}
+        arguments = [service, module, kind, json.dumps(settings), json.dumps(context)]
+        with self.log_of(service).open("a") as log:
+            return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stderr=log, text=True, cwd=ROOT)
+
+    def log_of(self, service: str) -> Path:
+        """What the launched service wrote to its standard error."""
+        return self.context.directory / f"{service}.log"
+
+    async def write(self, *outputs: Output) -> None:
+        """Put events on the log."""
+        async with Writer(self.log) as writer:
+            for output in outputs:
+                await writer.write(output)
+
+    async def read(
+        self, *topics: str, until: Callable[[list[tuple[Event, Record]]], bool], within_s: float = 20.0
+    ) -> list[tuple[Event, Record]]:
+        """Everything on `topics` from the start, once `until` holds of it."""
+        found: Found = []
+        positions: dict[tuple[str, int], int | None] = {
+            (topic, partition): None for topic in topics for partition in self.log.partitions(topic)
+        }
+        async with Reader(self.log, positions) as reader:
+            end_s = time.monotonic() + within_s
+            while not until(found):
+                assert time.monotonic() < end_s, f"only {len(found)} records on {topics} after {within_s} s"
+                found += [(decode(record.value), record) for record in await reader.poll(0.1)]
+        return found
+
+
+@pytest.fixture
+def run(log_broker: Broker, tmp_path: Path) -> Run:
+    """A fresh run with all its topics."""
+    name = f"t{uuid.uuid4().hex[:8]}"
+    specs = [
+        TopicSpec(topic.on(name), PARTITIONS if topic.sharded else 1, cleanup=topic.cleanup)
+        for topic in TOPICS.values()
+    ]
+    create_topics(log_broker.bootstrap, specs)
+    return Run(
+        RunContext(
+            run=name, directory=tmp_path, bootstrap=log_broker.bootstrap, partitions=PARTITIONS,
+            blob_uri=(tmp_path / "blobs").as_uri(), seed=11, drain_s=5.0,
+        )
+    )  # fmt: skip
