@@ -1,0 +1,112 @@
+"""The dispatcher as a service: fences its predecessor, reads the log to its end, then keeps the window full."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from producers.dispatcher.dispatch import TOPICS, Dispatch
+from producers.dispatcher.settings import DispatcherSettings
+from producers.dispatcher.sources import Prompt, SourceError, without
+from schemas.events import Event, GroupRequested
+from streams.follow import follow
+from streams.record import Output, Record
+from streams.scope import Scope
+from streams.transaction import TransactionalWriter
+
+logger = logging.getLogger(__name__)
+
+_REBUILD_S: Final = 300.0
+"""Longest time for reading the log at start: far above what a retention's worth of 1 KB records takes."""
+
+_IDLE_S: Final = 5.0
+"""Figures are refreshed at least this often, also where nothing happens."""
+
+_TRANSACTION_REQUESTS: Final = 256
+"""Requests of one transaction: a round of thousands of prompts must not hold one open for long."""
+
+
+def load_prompts(settings: DispatcherSettings) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-back prompts, checked completely. SourceError: what is wrong with them, in one sentence."""
+    held_back = [] if settings.held_back is None else settings.held_back.load()
+    every = settings.source.load()
+    prompts = without(every, held_back)
+    if len(prompts) < len(every):
+        logger.warning("%d prompts are held back and so not trained on", len(every) - len(prompts))
+    if not prompts:
+        raise SourceError("no prompt is left to train on: every one of the source is held back")
+    return prompts, held_back
+
+
+async def main(scope: Scope, settings: DispatcherSettings) -> None:
+    """Run the dispatcher until the service is asked to stop.
+
+    Each group is requested exactly once: the predecessor is fenced before the log is read, everything that is known
+    comes from the log, and requests are written in transactions. FencedError: a successor took over.
+    """
+    prompts, held_back = await asyncio.to_thread(load_prompts, settings)
+    dispatch = Dispatch(settings, prompts, held_back, scope.context.seed)
+    writer = TransactionalWriter(scope.log, f"{scope.context.run}.dispatcher")
+    await writer.open()
+    try:
+        changed, caught_up = asyncio.Event(), asyncio.Event()
+
+        def take(event: Event, record: Record) -> None:
+            dispatch.on_event(event)
+            changed.set()
+
+        following = scope.spawn(
+            follow(scope, TOPICS, on=take, start="earliest", caught_up=caught_up), "dispatcher follows"
+        )
+        async with scope.wait("for the log to be read to its end", _REBUILD_S):
+            await _first_of(caught_up, scope.stopping)
+        if not scope.stopping.is_set():
+            dispatch.rebuilt()
+            logger.info(
+                "%d prompts and %d held-back ones; %d groups asked for before, %d of them outstanding, %d steps done",
+                len(prompts), len(held_back), dispatch.requested, dispatch.admission.outstanding, dispatch.steps,
+            )  # fmt: skip
+            scope.add_status(dispatch.waiting)
+            scope.ready()
+            await _keep_full(scope, dispatch, writer, changed)
+        following.cancel()
+    finally:
+        await writer.close()
+
+
+async def _keep_full(scope: Scope, dispatch: Dispatch, writer: TransactionalWriter, changed: asyncio.Event) -> None:
+    while not scope.stopping.is_set():
+        changed.clear()
+        now_s = time.time()
+        dispatch.give_up(now_s)
+        await _write(writer, dispatch.due(now_s))
+        for note in dispatch.notes():
+            logger.warning("%s", note)
+        _report(scope, dispatch)
+        next_s = dispatch.next_time_s()
+        idle_s = _IDLE_S if next_s is None else min(_IDLE_S, max(0.0, next_s - time.time()))
+        await _first_of(changed, scope.stopping, timeout_s=idle_s)
+
+
+async def _write(writer: TransactionalWriter, requests: list[GroupRequested]) -> None:
+    for first in range(0, len(requests), _TRANSACTION_REQUESTS):
+        chunk = requests[first : first + _TRANSACTION_REQUESTS]
+        await writer.write([Output("prompts", request, key=request.group_id) for request in chunk])
+
+
+def _report(scope: Scope, dispatch: Dispatch) -> None:
+    scope.gauge("requested_groups", dispatch.requested)
+    scope.gauge("outstanding_groups", dispatch.admission.outstanding)
+    scope.gauge("groups_waiting_for_batch", dispatch.admission.waiting_for_batch)
+    scope.gauge("outstanding_held_back_groups", dispatch.evaluating.outstanding)
+    scope.gauge("steps", dispatch.steps)
+    scope.gauge("finished", dispatch.finished())
+
+
+async def _first_of(*events: asyncio.Event, timeout_s: float | None = None) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,91 @@
+"""The rollout producer as a service: engine up, newest weights in, then prompts from the log until it is stopped."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from producers.rollouts.configuration import ProducerSettings
+from producers.rollouts.engine import RolloutEngine
+from producers.rollouts.rollout_worker import RolloutWorker
+from producers.rollouts.weights import WeightSubscriber
+from schemas.events import GroupRequested
+from streams.follow import follow
+from streams.log import Writer
+from streams.scope import Scope
+from streams.worker import WorkerSpec, run_worker
+
+logger = logging.getLogger(__name__)
+
+_REPORT_S: Final = 2.0
+_CATCH_UP_S: Final = 60.0
+
+
+async def main(scope: Scope, settings: ProducerSettings) -> None:
+    """Run the producer until the service is asked to stop.
+
+    ConfigurationError: the settings or the model directory are wrong. EngineStartError, EngineDied: the engine did not
+    come up or is gone; the supervisor starts the service again, which takes up the newest weights and what was in hand.
+    """
+    producer_id = f"producer-{scope.context.ordinal}"
+    engine = RolloutEngine(settings.engine_settings(scope.context.seed))
+    worker = RolloutWorker(scope, settings, engine, producer_id)
+    try:
+        if await _started(scope, engine, settings.start_timeout_s):
+            async with Writer(scope.log) as writer:
+                cache = scope.context.directory / "cache" / producer_id
+                weights = WeightSubscriber(engine, scope.blobs, writer, producer_id, cache, lambda: worker.in_flight)
+                await _serve(scope, settings, worker, weights)
+    finally:
+        await engine.stop()
+
+
+async def _started(scope: Scope, engine: RolloutEngine, timeout_s: float) -> bool:
+    """Whether the engine is up; False where the service was asked to stop before it was."""
+    began = time.monotonic()
+    starting = asyncio.ensure_future(engine.start())
+    stopping = asyncio.ensure_future(scope.stopping.wait())
+    try:
+        # The engine's own deadline comes first and says more; this one makes the wait visible.
+        async with scope.wait("for the engine to start", timeout_s + 60.0):
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                return False
+            await starting
+    finally:
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+    logger.info("engine up after %.1f s", time.monotonic() - began)
+    return True
+
+
+async def _serve(scope: Scope, settings: ProducerSettings, worker: RolloutWorker, weights: WeightSubscriber) -> None:
+    caught_up = asyncio.Event()
+    tasks = [
+        scope.spawn(follow(scope, ["weights"], on=weights.on_event, caught_up=caught_up), "producer follows weights")
+    ]
+    try:
+        async with scope.wait("for the published weights to be known", _CATCH_UP_S):
+            await caught_up.wait()
+        await weights.start()
+        tasks.append(scope.spawn(weights.run(), "producer applies weights"))
+        tasks.append(scope.spawn(_report(scope, worker), "producer reports"))
+        await run_worker(scope, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _report(scope: Scope, worker: RolloutWorker) -> None:
+    """Figures for `/status`, until cancelled; the rate is of completed rollouts since the last report."""
+    tokens, since = worker.tokens, time.monotonic()
+    while True:
+        await asyncio.sleep(_REPORT_S)
+        now = time.monotonic()
+        scope.gauge("tokens_per_s", (worker.tokens - tokens) / (now - since))
+        scope.gauge("tokens", worker.tokens)
+        scope.gauge("rollouts", worker.rollouts)
+        scope.gauge("rollouts_in_flight", worker.in_flight)
+        tokens, since = worker.tokens, now

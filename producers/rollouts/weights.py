@@ -1,0 +1,120 @@
+"""The weight subscriber: fetched and verified while generation goes on, swapped in flight, then reported.
+
+A publication that cannot be read or does not fit is named in the log and left alone; the engine keeps the weights that
+it has, whole, until the next one.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from producers.rollouts.engine import RolloutEngine
+from producers.rollouts.errors import WeightsRefused
+from producers.rollouts.publications import Publications
+from producers.rollouts.weight_files import WeightFile
+from schemas.events import Event, WeightsApplied, WeightsPublished
+from streams import names, tracing
+from streams.blobs import BlobStore
+from streams.errors import BlobError
+from streams.log import Writer
+from streams.record import Output, Record
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(blobs: BlobStore, event: WeightsPublished, directory: Path) -> list[WeightFile]:
+    """The files, verified, below `directory`; blocks. BlobError: one is missing or corrupt. OSError: the store."""
+    files: list[WeightFile] = []
+    for number, file in enumerate(event.files):
+        # The name is another process's word: it never becomes a path outside the directory.
+        path = blobs.fetch_to(file.blob, directory / f"{number}-{Path(file.name).name}")
+        files.append(WeightFile(path, file.blob.digest if file.blob.codec == "none" else None))
+    return files
+
+
+class WeightSubscriber:
+    """Keeps one engine at the newest published weights."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        blobs: BlobStore,
+        writer: Writer,
+        producer_id: str,
+        cache: Path,
+        in_flight: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._blobs = blobs
+        self._writer = writer
+        self._producer_id = producer_id
+        self._cache = cache
+        self._in_flight = in_flight
+        self._publications = Publications()
+        self._published = asyncio.Event()
+
+    def on_event(self, event: Event, record: Record) -> None:
+        """A record of the `weights` topic."""
+        if isinstance(event, WeightsPublished):
+            if self._publications.offer(event, record):
+                self._published.set()
+            else:
+                logger.warning("passed over weights %d: a %s is not supported yet", event.version, event.kind)
+
+    async def start(self) -> None:
+        """Before the first prompt: the newest weights there are, or the announcement that none are but version 0."""
+        await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
+        await self._apply_newest()
+        if self._engine.version == 0:
+            await self._report(WeightsApplied(producer_id=self._producer_id, version=0, time_s=time.time()))
+
+    async def run(self) -> None:
+        """Apply each publication as it comes, until cancelled. EngineDied: a swap failed in its middle."""
+        while True:
+            await self._published.wait()
+            await self._apply_newest()
+
+    async def _apply_newest(self) -> None:
+        self._published.clear()
+        while (found := self._publications.newest(self._engine.version)) is not None:
+            event, record = found
+            try:
+                await self._apply(event, record)
+            except (BlobError, WeightsRefused, OSError) as error:
+                self._publications.give_up(event.version)
+                logger.error(
+                    "WEIGHTS %d CANNOT BE USED, generating with %d until the next publication: %s",
+                    event.version, self._engine.version, error,
+                )  # fmt: skip
+
+    async def _apply(self, event: WeightsPublished, record: Record) -> None:
+        with tracing.span(names.SYNC, cause=record, attributes={names.VERSION: event.version}):
+            began = time.perf_counter()
+            directory = self._cache / f"v{event.version}"
+            try:
+                files = await asyncio.to_thread(fetch, self._blobs, event, directory)
+                fetch_s = time.perf_counter() - began
+                in_flight = self._in_flight()
+                update = await self._engine.update_weights(event.version, files)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            applied = WeightsApplied(
+                producer_id=self._producer_id,
+                version=event.version,
+                time_s=time.time(),
+                published_s=event.time_s,
+                fetch_s=fetch_s,
+                pause_s=update.pause_s,
+                in_flight=in_flight,
+            )
+            await self._report(applied)
+        logger.info(
+            "weights %d applied with %d rollouts in flight: fetched in %.0f ms, staged in %.0f ms, paused %.1f ms",
+            event.version, in_flight, fetch_s * 1e3, update.prepare_s * 1e3, update.pause_s * 1e3,
+        )  # fmt: skip
+
+    async def _report(self, applied: WeightsApplied) -> None:
+        await self._writer.write(Output("applied", applied, key=self._producer_id))

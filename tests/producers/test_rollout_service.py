@@ -1,0 +1,202 @@
+"""The producer with a real engine on a real log: prompts in, rollouts out, weights changed under them, killed."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from producers.rollouts.tokenise import PromptEncoder
+from schemas import (
+    DeadLetter,
+    Event,
+    GroupRequested,
+    RolloutCompleted,
+    Sampling,
+    WeightFile,
+    WeightsApplied,
+    WeightsPublished,
+)
+from streams.blobs import BlobStore
+from streams.record import Output, Record
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+
+MODEL = Path(__file__).parents[2] / "models" / "tiny-moe"
+SETTINGS = {"model": str(MODEL), "max_model_len": 96, "max_num_seqs": 64, "kv_cache_bytes": 64 << 20}
+SAMPLES = 8
+START_S = 150.0
+
+Found = list[tuple[Event, Record]]
+
+
+def request(number: int, prompt: str | None = None, deadline_s: float | None = None) -> GroupRequested:
+    text = f"{number % 9 + 1}+{number // 9 % 9 + 1}+{number // 81 % 9 + 1}+7=" if prompt is None else prompt
+    return GroupRequested(
+        group_id=f"p{number}.0", prompt_id=f"p{number}", visit=0, sequence=number, task="sums", samples=SAMPLES,
+        sampling=Sampling(max_tokens=64), verifier="exact_match", reference="0", time_s=time.time(),
+        deadline_s=time.time() + 600 if deadline_s is None else deadline_s, prompt=text,
+    )  # fmt: skip
+
+
+async def ask(run: Any, *requests: GroupRequested) -> None:
+    await run.write(*(Output("prompts", each, key=each.group_id) for each in requests))
+
+
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+async def publish(run: Any, version: int, path: Path, *, damaged: bool = False) -> None:
+    blobs = BlobStore(run.context.blob_uri)
+    blob = await asyncio.to_thread(blobs.put_file, f"weights/v{version}", path)
+    if damaged:
+        await asyncio.to_thread(flip_last_bit, Path(blob.uri.removeprefix("file://")))
+    event = WeightsPublished(
+        version=version, kind="full", precision="bf16", files=(WeightFile(name="model.safetensors", blob=blob),),
+        tensors=1, parent_step=version, time_s=time.time(),
+    )  # fmt: skip
+    await run.write(Output("weights", event, key=str(version)))
+
+
+def of(found: Found, kind: type) -> list[Any]:
+    return [event for event, _ in found if isinstance(event, kind)]
+
+
+def holds(kind: type, count: int) -> Callable[[Found], bool]:
+    return lambda found: len(of(found, kind)) >= count
+
+
+def has_applied(version: int) -> Callable[[Found], bool]:
+    return lambda found: any(each.version == version for each in of(found, WeightsApplied))
+
+
+def check(rollout: RolloutCompleted, wanted: GroupRequested, encoder: PromptEncoder) -> None:
+    prompt = encoder.encode(wanted.prompt, None)
+    tokens = len(rollout.response_ids.numpy())
+    assert np.array_equal(rollout.prompt_ids.numpy(), prompt) and 1 <= tokens <= 64
+    assert (rollout.logprobs.numpy() <= 0).all() and rollout.task == "sums" and rollout.sampling == wanted.sampling
+    assert rollout.routes is not None and rollout.routes.shape == (len(prompt) + tokens, 3, 2)
+    assert rollout.routes.experts == 8 and rollout.routes.data is not None
+    routes = rollout.routes.data.numpy()
+    assert (routes[:-1] < 8).all() and (routes[-1] == rollout.routes.sentinel).all()
+    times = rollout.timings
+    assert wanted.time_s - 1 < times.received_s <= times.started_s <= times.first_token_s + 0.01
+    assert times.first_token_s <= times.finished_s <= rollout.time_s + 0.01
+    assert rollout.finish_reason == "stop" or tokens == 64
+
+
+@pytest.fixture
+def perturbed(tmp_path: Path) -> Path:
+    """Weights of the same model, every norm a little larger: they load, and they compute something else."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(MODEL / "model.safetensors")
+    path = tmp_path / "perturbed.safetensors"
+    save_file({name: tensor * 1.02 if "norm" in name else tensor for name, tensor in tensors.items()}, path)
+    assert any(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
+    return path
+
+
+async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: Path) -> None:
+    encoder = PromptEncoder(MODEL)
+    process = run.launch("producer", SETTINGS)
+    try:
+        # One weights version is there before the first prompt, so it must be in use before it.
+        await publish(run, 1, MODEL / "model.safetensors")
+        few = [request(number) for number in range(4)]
+        await ask(run, *few, request(900, prompt="1+" * 60), request(901, deadline_s=time.time() - 1))
+        found = await run.read("rollouts", until=holds(RolloutCompleted, 4 * SAMPLES), within_s=START_S)
+        for rollout in of(found, RolloutCompleted):
+            check(rollout, next(each for each in few if each.group_id == rollout.group_id), encoder)
+            assert [span.version for span in rollout.spans] == [1] and rollout.attempt == 0
+        (letter,) = of(await run.read("dead-letters", until=holds(DeadLetter, 1)), DeadLetter)
+        assert "120 tokens leave no room" in letter.error and letter.source.topic == "prompts"
+
+        # A publication in flight; a corrupt one after it must be passed over, and the next sound one taken.
+        many = [request(number) for number in range(10, 170)]
+        began = time.monotonic()
+        await ask(run, *many)
+        await run.read("rollouts", until=holds(RolloutCompleted, 6 * SAMPLES))
+        await publish(run, 2, perturbed)
+        await run.read("applied", until=has_applied(2))
+        await publish(run, 3, perturbed, damaged=True)
+        await publish(run, 4, MODEL / "model.safetensors")
+        total = (4 + len(many)) * SAMPLES
+        found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=60)
+        took_s = time.monotonic() - began
+        rollouts = of(found, RolloutCompleted)
+        tokens = sum(len(rollout.response_ids.numpy()) for rollout in rollouts)
+        assert len({rollout.rollout_id for rollout in rollouts}) == len(rollouts) == total
+        requests = {each.group_id: each for each in (*few, *many)}
+        for rollout in rollouts:
+            check(rollout, requests[rollout.group_id], encoder)
+            versions = [span.version for span in rollout.spans]
+            assert versions == sorted(set(versions)) and 3 not in versions
+        crossed = [rollout for rollout in rollouts if len(rollout.spans) > 1]
+        assert crossed, "some rollouts were in flight when the weights changed"
+        assert {span.version for rollout in rollouts for span in rollout.spans} >= {1, 2}
+        applied = of(await run.read("applied", until=has_applied(4)), WeightsApplied)
+        assert [each.version for each in applied] == [1, 2, 4]
+        assert {each.producer_id for each in applied} == {"producer-0"}
+        second = applied[1]
+        assert second.in_flight > 0 and 0 < second.pause_s < 2 and second.published_s > 0
+        print(
+            f"{len(rollouts)} rollouts, {tokens / took_s:.0f} tokens/s, {len(crossed)} across an update of "
+            f"{second.in_flight} in flight, paused {second.pause_s * 1e3:.0f} ms"
+        )
+        assert "WEIGHTS 3 CANNOT BE USED" in run.log_of("producer").read_text()
+
+        # Killed in the middle of many: the next process generates what is missing, with the newest weights.
+        more = [request(number) for number in range(200, 280)]
+        await ask(run, *more)
+        await run.read("rollouts", until=holds(RolloutCompleted, total + 10 * SAMPLES))
+        process.kill()
+        await asyncio.to_thread(process.wait, timeout=10)
+        process = run.launch("producer", SETTINGS)
+        whole = {f"{each.group_id}.{index}" for each in more for index in range(SAMPLES)}
+        found = await run.read(
+            "rollouts",
+            until=lambda found: whole <= {rollout.rollout_id for rollout in of(found, RolloutCompleted)},
+            within_s=START_S,
+        )
+        late = [rollout for rollout in of(found, RolloutCompleted) if rollout.rollout_id in whole]
+        print(f"{len(late) - len(whole)} of {len(whole)} rollouts were written twice around the kill")
+        assert len(late) - len(whole) <= SAMPLES, "what was on the log is not generated again"
+        assert {span.version for rollout in late for span in rollout.spans} == {4}
+
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        print("\n".join(run.log_of("producer").read_text().splitlines()[-40:]))
+
+
+async def test_a_stop_while_the_engine_starts_ends_it_and_leaves_nothing(run: Any) -> None:
+    process = run.launch("producer", SETTINGS)
+    try:
+        health = run.context.directory / "health" / "producer.json"
+        async with asyncio.timeout(30):
+            while not health.exists():
+                await asyncio.sleep(0.05)
+        assert json.loads(health.read_text())["pid"] == process.pid
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+
+
+async def test_a_model_directory_that_is_none_ends_it_with_code_2(run: Any, tmp_path: Path) -> None:
+    process = run.launch("producer", SETTINGS | {"model": str(tmp_path / "nowhere")})
+    assert await asyncio.to_thread(process.wait, timeout=60) == 2
+    assert "nowhere" in run.log_of("producer").read_text().splitlines()[-2]
