@@ -33,7 +33,8 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    for client in ("aiokafka", "kafka"):
+        logging.getLogger(client).setLevel(logging.WARNING)
     provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

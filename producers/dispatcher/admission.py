@@ -32,9 +32,9 @@ class Admission:
         """Outstanding groups that are complete."""
         return sum(due_s == math.inf for due_s in self._outcome_due_s.values())
 
-    def free(self) -> int:
-        """Slots that may be filled now. Never negative, also where the window was made smaller between two runs."""
-        return max(0, self._window - self.outstanding)
+    def free(self, held_groups: int = 0) -> int:
+        """Slots that may be filled now, `held_groups` of the window left empty. Never negative."""
+        return max(0, self._window - held_groups - self.outstanding)
 
     def requested(self, group_id: str, deadline_s: float) -> None:
         """A slot is taken."""

@@ -143,7 +143,7 @@ class Dispatch:
         if self._finished_training():
             left = self.evaluating.outstanding
             return [f"for {left} held-back groups to be measured"] if left else []
-        if self.admission.free() == 0:
+        if self._free() == 0:
             complete = self.admission.waiting_for_batch
             return [
                 f"for one of {self.admission.outstanding} groups to end, {complete} of them complete and not trained on"
@@ -153,7 +153,7 @@ class Dispatch:
     def _training_due(self, now_s: float) -> list[GroupRequested]:
         if self._finished_training():
             return []
-        visits = self._curriculum.choose(self.admission.free(), self._settings.samples)
+        visits = self._curriculum.choose(self._free(), self._settings.samples)
         predicted = [
             (self._lengths.predict(prompt_id, self._prompts[prompt_id].task), prompt_id, visit, samples)
             for prompt_id, visit, samples in visits
@@ -164,6 +164,9 @@ class Dispatch:
             self._request(prompt_id, visit, samples, now_s, "train", None, tokens)
             for tokens, prompt_id, visit, samples in predicted
         ]
+
+    def _free(self) -> int:
+        return self.admission.free(self._settings.held_groups(self._versions.unapplied(self.steps)))
 
     def _evaluation_due(self, now_s: float) -> Iterable[GroupRequested]:
         round_due = self._evaluations.due(self.steps, self._final_weights_applied(now_s))

@@ -18,6 +18,13 @@ class WeightVersions:
         """A producer's newest word; after a restart it may be an older version than before."""
         self._applied[producer_id] = version
 
+    def unapplied(self, steps: int) -> int:
+        """Versions between `steps` and the newest one that any producer holds; 0 while no producer is known.
+
+        The newest and not the oldest counts, so that one lost producer never holds back a run that has others.
+        """
+        return max(0, steps - max(self._applied.values(), default=steps))
+
     def behind(self, version: int) -> list[str]:
         """Producers that hold an older version than `version`."""
         return sorted(producer for producer, applied in self._applied.items() if applied < version)

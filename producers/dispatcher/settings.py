@@ -49,3 +49,13 @@ class DispatcherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     def window_groups(self) -> int:
         """Training groups that may be outstanding: the batch in training and `max_staleness` batches ahead of it."""
         return (self.max_staleness + 1) * self.groups_per_batch
+
+    def held_groups(self, unapplied: int) -> int:
+        """The part of the window to leave empty while the newest `unapplied` versions are not generated with yet.
+
+        With O groups outstanding after `steps` batches, the next one will be trained in batch steps + ⌊O / G⌋. It is
+        generated with version steps - unapplied, so its staleness stays within the bound while
+        O < G·(max_staleness + 1 - unapplied). One batch's worth is always allowed: a producer that applies nothing
+        must not wedge the run.
+        """
+        return min(unapplied, self.max_staleness) * self.groups_per_batch

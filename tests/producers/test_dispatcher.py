@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from producers.dispatcher.admission import Admission
 from producers.dispatcher.curriculum import UniformCurriculum
 from producers.dispatcher.dispatch import Dispatch
-from producers.dispatcher.evaluations import Evaluations
+from producers.dispatcher.evaluations import Evaluations, WeightVersions
 from producers.dispatcher.lengths import LengthEstimate
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource, Prompt
@@ -387,3 +387,18 @@ def test_an_unseen_prompt_is_predicted_from_its_task() -> None:
     assert estimate.predict("x", "t") is None
     estimate.observe(ready(started(Dispatch(configured(), prompts(1), [], 0)).due(0.0)[0], tokens=12))
     assert estimate.predict("x", "t") == 12 and estimate.predict("x", "other") is None
+
+
+def test_a_version_that_is_not_generated_with_yet_holds_its_part_of_the_window() -> None:
+    """What is asked for before weights are applied is generated with old ones: it must not be more than can be used."""
+    chosen = DispatcherSettings(source=JsonlSource(path="unused"), groups_per_batch=4, max_staleness=2, samples=2)
+    assert [chosen.held_groups(unapplied) for unapplied in (0, 1, 2, 5)] == [0, 4, 8, 8]
+    versions = WeightVersions()
+    assert versions.unapplied(3) == 0, "no producer is known yet"
+    versions.apply("producer-0", 1)
+    versions.apply("producer-1", 0)
+    assert versions.unapplied(3) == 2
+    admission = Admission(chosen.window_groups, grace_s=1.0)
+    for number in range(5):
+        admission.requested(f"g{number}", 10.0)
+    assert [admission.free(chosen.held_groups(unapplied)) for unapplied in (0, 1, 2)] == [7, 3, 0]
