@@ -1,0 +1,1 @@
+"""One module a subcommand of `eachprompt`: `add_arguments(parser)` and `run(arguments) -> exit code`."""

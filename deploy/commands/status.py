@@ -1,0 +1,81 @@
+"""`eachprompt status`: what every service of a run does and waits for, the lag of the readers, the newest step."""
+
+import argparse
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.command import add_config_arguments, add_json_argument
+from deploy.config import RunConfig, load
+from deploy.layout import process_name
+from deploy.sharing import SERVICES
+
+_ANSWER_S: Final = 3.0
+_FIGURES: Final = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run."""
+    add_config_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the state of the services that should be there, and of the log."""
+    from deploy.printing import print_json, print_table
+
+    config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
+    services = {name: ask(config.layout.health / f"{name}.json") for name in _expected(config)}
+    status = {"run": config.run.id, "directory": str(config.directory), "services": services, **_log(config)}
+    if arguments.json:
+        print_json(status)
+        return 0
+    rows = []
+    for name, answer in services.items():
+        state = "not running" if answer is None else "ready" if answer["ready"] else "starting"
+        rows.append((name, state, (answer or {}).get("pid", ""), _figures((answer or {}).get("gauges", {}))))
+    print(f"run {config.run.id} in {config.directory}: {status['steps']} steps, broker at {status['broker']}")
+    print_table(("service", "state", "pid", "figures"), rows)
+    for topic, lag in status["lag"].items():
+        print(f"lag of {topic}: {lag}")
+    for name, answer in services.items():
+        for wait in (answer or {}).get("waits", []):
+            print(f"{name}: {wait}")
+    return 0
+
+
+def ask(health_file: Path) -> dict[str, Any] | None:
+    """What a service says of itself; None where it does not run or does not answer."""
+    try:
+        port = int(json.loads(health_file.read_text())["port"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return None
+
+
+def _figures(gauges: dict[str, float]) -> str:
+    """The first few; --json has all."""
+    shown = ", ".join(f"{name} {value:g}" for name, value in list(gauges.items())[:_FIGURES])
+    return f"{shown}, … ({len(gauges)} in all)" if len(gauges) > _FIGURES else shown
+
+
+def _expected(config: RunConfig) -> list[str]:
+    counts = {service: config.replicas_of(service) for service in SERVICES}
+    return [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
+
+
+def _log(config: RunConfig) -> dict[str, Any]:
+    """Lag and number of steps, from the broker of the run, started if it is not up."""
+    from deploy.runlog import backlog, run_log
+    from schemas import StepCompleted
+    from streams.admin import Admin
+
+    with run_log(config) as log:
+        with Admin(log.bootstrap) as admin:
+            lag = backlog(admin, config.run.id)
+        steps = {event.step for event, _ in log.events("steps") if isinstance(event, StepCompleted)}
+        return {"broker": log.bootstrap, "lag": lag, "steps": len(steps)}

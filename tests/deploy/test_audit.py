@@ -1,0 +1,212 @@
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploy.audit import Audit, Ledger
+from schemas import (
+    BatchPlanned,
+    DeadLetter,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    Ref,
+    Rejected,
+    RolloutDisposed,
+    StepCompleted,
+    decode,
+    encode,
+)
+
+Records = list[tuple[Ref, bytes]]
+Simulate = Callable[..., Any]
+
+
+def audited(records: Records, **close: Any) -> Audit:
+    ledger = Ledger()
+    for ref, value in records:
+        ledger.add(ref, value)
+    return ledger.close(**close)
+
+
+def replaced(records: Records, topic: str, change: Callable[[Any], Any | None]) -> Records:
+    """The records with the first event of `topic` that `change` answers for replaced by its answer."""
+    changed = list(records)
+    for index, (ref, value) in enumerate(records):
+        if ref.topic == topic and (event := change(decode(value))) is not None:
+            changed[index] = (ref, encode(event))
+            return changed
+    raise AssertionError(f"nothing to change on {topic}")
+
+
+@pytest.fixture(scope="module")
+def records(simulated: Simulate) -> Records:
+    found: Records = simulated(steps=3).records
+    return found
+
+
+def test_a_finished_run_accounts_for_every_rollout(records: Records) -> None:
+    audit = audited(records)
+    assert audit.clean
+    assert audit.in_flight == 0
+    assert audit.produced == sum(ref.topic == "rollouts" for ref, _ in records)
+    assert audit.dispositions["trained"] == 3 * 4 * 4
+    assert audit.dispositions["evaluated"] == 3 * 6 * 2
+    assert sum(audit.dispositions.values()) == audit.produced
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_cut_of_the_log_accounts_for_every_rollout(simulated: Simulate, data: st.DataObject) -> None:
+    """A log that ends anywhere is a run that is still going: nothing is unaccounted for, and the sum holds."""
+    records = simulated(steps=data.draw(st.integers(1, 3)), seed=data.draw(st.integers(0, 3))).records
+    cut = records[: data.draw(st.integers(0, len(records)))]
+    audit = audited(data.draw(st.permutations(cut)) if len(cut) < 60 else list(reversed(cut)))
+    assert audit.clean
+    assert audit.produced == sum(audit.dispositions.values()) + audit.in_flight
+    assert audit.in_flight == sum(audit.in_flight_waiting.values())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_missing_rollout_is_found(simulated: Simulate, data: st.DataObject) -> None:
+    records = simulated(steps=2).records
+    lost = data.draw(st.sampled_from([ref for ref, _ in records if ref.topic == "rollouts"]))
+    audit = audited([(ref, value) for ref, value in records if ref != lost])
+    assert [finding.ref for finding in audit.findings] == [lost]
+    assert audit.unaccounted == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_closing_told_twice_is_found(simulated: Simulate, data: st.DataObject) -> None:
+    records = simulated(steps=2).records
+    ref, value = data.draw(st.sampled_from([record for record in records if record[0].topic == "groups"]))
+    audit = audited([*records, (Ref("groups", ref.partition, 10_000), value)])
+    closed = decode(value)
+    assert isinstance(closed, GroupReady | GroupDropped | GroupEvaluated)
+    assert audit.unaccounted == len(closed.members)
+
+
+def test_what_a_rollout_waits_for_is_named(records: Records) -> None:
+    topics = ["rollouts", "scores", "groups", "batches", "steps"]
+    waits = []
+    for n in range(1, len(topics)):
+        known = audited([(ref, value) for ref, value in records if ref.topic in topics[:n]]).in_flight_waiting
+        waits.append({name for name, count in known.items() if count})
+    assert waits == [{"to be scored"}, {"for its group"}, {"for a batch"}, {"for its step"}]
+
+
+def test_rejected_rollouts_end_as_invalid(records: Records) -> None:
+    def reject(step: StepCompleted) -> StepCompleted:
+        planned = next(decode(value) for ref, value in records if ref == step.batch_ref)
+        assert isinstance(planned, BatchPlanned)
+        sequence = planned.sequences[0]
+        refused = Rejected(rollout_id=sequence.rollout_id, rollout=sequence.rollout, reason="log-probs are not finite")
+        return msgspec.structs.replace(step, rejected=(refused,))
+
+    audit = audited(replaced(records, "steps", reject))
+    assert audit.clean
+    assert audit.dispositions["invalid"] == 1
+
+
+def test_two_steps_on_one_batch_train_its_rollouts_twice(records: Records) -> None:
+    _ref, value = next(record for record in records if record[0].topic == "steps")
+    again = msgspec.structs.replace(decode(value), step=99)
+    audit = audited([*records, (Ref("steps", 0, 99), encode(again))])
+    assert audit.trained_twice == 16
+    assert len(audit.trained_twice_ids) == 16
+    assert not audit.clean
+
+
+def test_a_step_told_again_after_a_crash_changes_nothing(records: Records) -> None:
+    _ref, value = next(record for record in records if record[0].topic == "steps")
+    assert audited([*records, (Ref("steps", 0, 99), value)]) == audited(records)
+
+
+def test_a_trained_rollout_that_ends_otherwise_too_is_found(records: Records) -> None:
+    ready = next(event for _, value in records if isinstance(event := decode(value), GroupReady))
+    member = ready.members[0]
+    end = RolloutDisposed(
+        rollout_id=member.rollout_id,
+        group_id=ready.group_id,
+        rollout=member.rollout,
+        disposition="duplicate",
+        time_s=0.0,
+    )
+    audit = audited([*records, (Ref("groups", 0, 10_000), encode(end))])
+    assert [(finding.rollout, finding.what) for finding in audit.findings] == [
+        (member.rollout_id, "ends as trained and as duplicate")
+    ]
+
+
+def test_a_stale_group_restates_the_ends_it_had(records: Records) -> None:
+    """The batcher drops a whole ready group; members that were invalid already stay that, and nothing contradicts."""
+    upstream = [(ref, value) for ref, value in records if ref.topic in ("rollouts", "scores", "groups")]
+
+    def spoil(event: Any) -> Any | None:
+        if not isinstance(event, GroupReady):
+            return None
+        first = msgspec.structs.replace(event.members[0], disposition="invalid")
+        return msgspec.structs.replace(event, members=(first, *event.members[1:]))
+
+    spoiled = replaced(upstream, "groups", spoil)
+    ready = next(
+        event for _, value in spoiled if isinstance(event := decode(value), GroupReady) and event.members[0].disposition
+    )
+    stale = GroupDropped(
+        group_id=ready.group_id, prompt_id="p", task="t", reason="stale", members=ready.members, time_s=0.0
+    )
+    audit = audited([*spoiled, (Ref("batches", 0, 0), encode(stale))])
+    assert audit.clean
+    assert audit.dispositions["invalid"] == 1
+    assert audit.dispositions["stale"] == 3
+
+
+@pytest.mark.parametrize("topic", ["rollouts", "scores"])
+def test_dead_letters_end_their_rollouts(records: Records, topic: str) -> None:
+    upstream = [(ref, value) for ref, value in records if ref.topic in ("rollouts", topic)]
+    source, data = next(record for record in upstream if record[0].topic == topic)
+    letter = DeadLetter(source=source, stage="groups", error="no", data=data, time_s=0.0)
+    audit = audited([*upstream, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 1
+
+
+def test_a_record_that_does_not_decode_is_produced_all_the_same(records: Records) -> None:
+    bad = Ref("rollouts", 0, 10_000)
+    assert audited([*records, (bad, b"\xc1")]).in_flight == 1
+    letter = DeadLetter(source=bad, stage="rewards", error="no event", data=b"\xc1", time_s=0.0)
+    audit = audited([*records, (bad, b"\xc1"), (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 1
+
+
+@pytest.mark.parametrize(
+    ("present", "stage"),
+    [
+        (("rollouts",), "rewards"),
+        (("rollouts", "scores"), "groups"),
+        (("rollouts", "scores", "groups"), "batches"),
+    ],
+)
+def test_what_a_stage_finished_without_a_word_is_lost(records: Records, present: tuple[str, ...], stage: str) -> None:
+    upstream = [(ref, value) for ref, value in records if ref.topic in present]
+    waiting = audited(upstream, finished=lambda name, ref: False)
+    assert waiting.clean
+    assert waiting.in_flight > 0
+    lost = audited(upstream, finished=lambda name, ref: name == stage)
+    assert lost.unaccounted == waiting.in_flight
+    assert stage in lost.findings[0].what
+
+
+def test_rollouts_that_retention_took_are_not_missed(records: Records) -> None:
+    first = [ref.offset for ref, _ in records if ref.topic == "rollouts" and ref.partition == 0][5]
+    kept = [
+        (ref, value) for ref, value in records if ref.topic != "rollouts" or ref.partition != 0 or ref.offset >= first
+    ]
+    assert not audited(kept).clean
+    assert audited(kept, log_start={0: first}).clean

@@ -1,0 +1,218 @@
+"""The supervisor on real processes: small ones that crash, linger, or have children of their own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.restarts import RestartPolicy
+from deploy.supervisor import GaveUpError, ProcessSpec, Supervisor, Unit, last_line
+
+POLICY = RestartPolicy(first_s=0.05, max_s=0.2, quick_s=60.0, quick_failures=3)
+DEADLINE_S = 20.0
+
+LINGER = "import signal; print('up', flush=True); signal.pause()"
+STUBBORN = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+)
+POLITE = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('up', flush=True); signal.pause()"
+)
+WITH_CHILD = """
+import subprocess, sys, signal
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print(child.pid, flush=True)
+signal.pause()
+"""
+
+
+def spec(directory: Path, name: str, program: str) -> ProcessSpec:
+    argv = (sys.executable, "-c", textwrap.dedent(program))
+    return ProcessSpec(name, argv, dict(os.environ), directory / f"{name}.log", directory / "pids" / f"{name}.pid")
+
+
+def unit(directory: Path, name: str, *programs: str) -> Unit:
+    if len(programs) == 1:
+        return Unit(name, (spec(directory, name, programs[0]),))
+    return Unit(name, tuple(spec(directory, f"{name}-{k}", program) for k, program in enumerate(programs)))
+
+
+async def until(what: str, condition: Callable[[], bool]) -> None:
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(f"waited {DEADLINE_S} s {what}") from None
+
+
+def said(directory: Path, name: str, times: int = 1) -> Callable[[], bool]:
+    log = directory / f"{name}.log"
+    return lambda: log.exists() and len(log.read_text().splitlines()) >= times
+
+
+def pid_of(directory: Path, name: str) -> int:
+    return int((directory / "pids" / f"{name}.pid").read_text())
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_stops_in_order_and_leaves_no_pid_file(tmp_path: Path) -> None:
+    order: list[str] = []
+    program = POLITE.replace("sys.exit(0)", "(print('down', flush=True), sys.exit(0))")
+    names = ("first", "second", "third")
+    supervisor = Supervisor([unit(tmp_path, name, program) for name in names], POLICY, stop_s=10)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    for name in names:
+        await until(f"for {name}", said(tmp_path, name))
+    stopping.set()
+    await keeping
+    order = sorted(names, key=lambda name: (tmp_path / f"{name}.log").stat().st_mtime_ns)
+    assert order == list(names)
+    assert not any((tmp_path / "pids").iterdir())
+
+
+async def test_a_dead_process_is_started_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    supervisor = Supervisor([unit(tmp_path, "svc", LINGER)], POLICY, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for the first life", said(tmp_path, "svc"))
+    os.kill(pid_of(tmp_path, "svc"), signal.SIGKILL)
+    await until("for the second life", said(tmp_path, "svc", 2))
+    stopping.set()
+    await keeping
+    assert supervisor.restarts == {"svc": 1}
+    assert notes == [f"svc ended with signal 9: up (see {tmp_path / 'svc.log'}); starting it again in 0.05 s"]
+
+
+async def test_gives_up_and_names_service_code_and_last_line(tmp_path: Path) -> None:
+    crash = "import sys; print('first'); print('the reason'); sys.exit(3)"
+    units = [unit(tmp_path, "other", LINGER), unit(tmp_path, "svc", crash)]
+    supervisor = Supervisor(units, POLICY, stop_s=5, note=lambda text: None)
+    with pytest.raises(GaveUpError) as caught:
+        await supervisor.keep(asyncio.Event())
+    log = tmp_path / "svc.log"
+    sentence = f"gave up on svc after 3 quick failures: svc ended with exit code 3: the reason (see {log})"
+    assert str(caught.value) == sentence
+    assert caught.value.exit_code == 1
+    assert log.read_text().count("the reason") == 3
+    assert not any((tmp_path / "pids").iterdir())
+
+
+async def test_a_configuration_error_is_not_tried_again(tmp_path: Path) -> None:
+    wrong = "import sys; print('run.steps is wrong'); sys.exit(2)"
+    supervisor = Supervisor([unit(tmp_path, "svc", wrong)], POLICY, stop_s=5)
+    with pytest.raises(GaveUpError, match=r"svc ended with exit code 2: run\.steps is wrong") as caught:
+        await supervisor.keep(asyncio.Event())
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "svc.log").read_text().count("wrong") == 1
+
+
+async def test_ranks_live_and_die_together(tmp_path: Path) -> None:
+    supervisor = Supervisor([unit(tmp_path, "learner", LINGER, STUBBORN)], POLICY, stop_s=0.2, note=lambda text: None)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for rank 0", said(tmp_path, "learner-0"))
+    await until("for rank 1", said(tmp_path, "learner-1"))
+    mate = pid_of(tmp_path, "learner-1")
+    os.kill(pid_of(tmp_path, "learner-0"), signal.SIGKILL)
+    await until("for rank 0 again", said(tmp_path, "learner-0", 2))
+    await until("for rank 1 again", said(tmp_path, "learner-1", 2))
+    assert gone(mate)
+    stopping.set()
+    await keeping
+
+
+async def test_what_does_not_stop_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    supervisor = Supervisor([unit(tmp_path, "svc", STUBBORN)], POLICY, stop_s=0.3)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for it to be up", said(tmp_path, "svc"))
+    pid = pid_of(tmp_path, "svc")
+    stopping.set()
+    async with asyncio.timeout(5):
+        await keeping
+    assert gone(pid)
+
+
+async def test_kill_ends_everything_at_once(tmp_path: Path) -> None:
+    supervisor = Supervisor([unit(tmp_path, "svc", STUBBORN)], POLICY, stop_s=60)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for it to be up", said(tmp_path, "svc"))
+    stopping.set()
+    await asyncio.sleep(0)
+    supervisor.kill()
+    async with asyncio.timeout(5):
+        await keeping
+
+
+async def test_stopping_while_it_waits_to_start_again_is_immediate(tmp_path: Path) -> None:
+    policy = RestartPolicy(first_s=60, max_s=60, quick_s=60, quick_failures=5)
+    noted = asyncio.Event()
+    supervisor = Supervisor(
+        [unit(tmp_path, "svc", "raise SystemExit(1)")], policy, stop_s=5, note=lambda text: noted.set()
+    )
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    async with asyncio.timeout(DEADLINE_S):
+        await noted.wait()
+        stopping.set()
+        await keeping
+
+
+async def test_the_children_of_a_killed_service_go_with_it(tmp_path: Path) -> None:
+    supervisor = Supervisor([unit(tmp_path, "svc", WITH_CHILD)], POLICY, stop_s=5, note=lambda text: None)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for its child", said(tmp_path, "svc"))
+    grandchild = int((tmp_path / "svc.log").read_text())
+    os.kill(pid_of(tmp_path, "svc"), signal.SIGKILL)
+    await until("for the grandchild to end", lambda: gone(grandchild))
+    stopping.set()
+    await keeping
+
+
+async def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
+    program = f"""
+    import asyncio, os, sys
+    from pathlib import Path
+    from deploy.restarts import RestartPolicy
+    from deploy.supervisor import ProcessSpec, Supervisor, Unit
+    directory = Path({str(tmp_path)!r})
+    log = directory / "svc.log"
+    child = ProcessSpec("svc", (sys.executable, "-c", {WITH_CHILD!r}), dict(os.environ), log, directory / "svc.pid")
+    supervisor = Supervisor([Unit("svc", (child,))], RestartPolicy(1, 1, 1, 1), stop_s=5)
+    asyncio.run(supervisor.keep(asyncio.Event()))
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(program)]
+    supervisor = await asyncio.to_thread(subprocess.Popen, argv)
+    await until("for the grandchild", said(tmp_path, "svc"))
+    below = psutil.Process(supervisor.pid).children(recursive=True)
+    assert len(below) == 3, "service, its child and the guard"
+    supervisor.kill()
+    await asyncio.to_thread(supervisor.wait, 10)
+    await until("for everything below it to end", lambda: all(gone(process.pid) for process in below))
+
+
+def test_last_line_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    assert last_line(log) == "it wrote no log"
+    log.write_text("")
+    assert last_line(log) == "it said nothing"
+    log.write_text("one\ntwo\n\n")
+    assert last_line(log) == "two"
