@@ -21,7 +21,7 @@ DEMO: Final = Path(__file__).parents[1] / "demo.toml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Steps, seed, directory, broker, and any other value of the demo's configuration."""
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="training steps (default 40)")
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="training steps (default 50)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of prompts and sampling (default 0)")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="new run directory (default: runs/demo-<time>)")
     parser.add_argument("--broker", choices=("auto", "kafka", "embedded"), default="auto", help="which local broker")

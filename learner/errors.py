@@ -1,0 +1,21 @@
+"""What can go wrong in the learner."""
+
+
+class LearnerError(Exception):
+    """Base of every error of the learner; the message is one sentence."""
+
+
+class ModelError(LearnerError):
+    """A model directory that cannot be trained."""
+
+
+class CheckpointError(LearnerError):
+    """A checkpoint that cannot be written or read."""
+
+
+class RejectedSequenceError(LearnerError):
+    """One sequence cannot be trained on; the batch goes on without it."""
+
+
+class RankError(LearnerError):
+    """Another rank is gone or does not answer."""

@@ -1,0 +1,184 @@
+"""The batches as a rank reads them: plans in order, and this rank's own rollouts by reference, one batch ahead."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+
+from learner.errors import LearnerError, RejectedSequenceError
+from learner.policy import ModelShape
+from learner.records import to_rollout
+from learner.sequences import Rollout, assign
+from schemas import BatchPlanned, PlannedSequence, Ref, Rejected, UndecodableError, decode
+from streams.deadletters import dead_letter
+from streams.errors import DeadlineError, MissingRecordError
+from streams.fetch import RecordFetcher
+from streams.log import Reader, Writer
+from streams.record import Record
+from streams.scope import Scope
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+TOPIC = "batches"
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A plan with this rank's micro-batches; `rejected` are those of its own sequences that cannot be trained on."""
+
+    plan: BatchPlanned
+    record: Record
+    micro_batches: tuple[tuple[Rollout, ...], ...]
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which rollouts a rank fetches, how long that may take (seconds), and what they must fit."""
+
+    rank: int
+    world: int
+    shape: ModelShape
+    timeout_s: float
+
+
+class Feed:
+    """Reads `batches` from `offset`, where batch number `next_batch` or what precedes it is.
+
+    `fill` runs beside training and keeps one loaded batch ready: while one trains, the next is fetched and decoded.
+    """
+
+    def __init__(self, scope: Scope, reading: Reading, offset: int, next_batch: int) -> None:
+        self._scope = scope
+        self._reading = reading
+        self._offset = offset
+        self._next = next_batch
+        self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
+        self._waiting_since: float | None = None
+        scope.add_status(self._waits)
+
+    async def next(self) -> LoadedBatch | None:
+        """The next batch, or None as soon as the service is asked to stop."""
+        self._waiting_since = time.monotonic()
+        getting = asyncio.ensure_future(self._ready.get())
+        stopping = asyncio.ensure_future(self._scope.stopping.wait())
+        try:
+            await asyncio.wait([getting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return None if self._scope.stopping.is_set() else getting.result()
+        finally:
+            self._waiting_since = None
+            getting.cancel()
+            stopping.cancel()
+
+    def _waits(self) -> list[str]:
+        """For `status`: without a deadline, since a run may have nothing to train on for as long as it likes."""
+        if self._waiting_since is None:
+            return []
+        return [f"waits for batch {self._next} since {time.monotonic() - self._waiting_since:.0f} s"]
+
+    async def fill(self) -> None:
+        """For ever. LearnerError: a batch number is left out, or the log is another one; no retry can mend that."""
+        log = self._scope.log
+        async with (
+            Reader(log, {(TOPIC, 0): self._offset}) as reader,
+            RecordFetcher(log, "rollouts") as fetcher,
+            Writer(log) as writer,
+        ):
+            end = (await reader.ends())[TOPIC, 0]
+            if end < self._offset:
+                raise LearnerError(
+                    f"the checkpoint stands at offset {self._offset} of {TOPIC} and the log ends at {end}: "
+                    "it is not the log that was trained on"
+                )
+            async for plan, record in self._plans(reader):
+                await self._ready.put(await self._load(plan, record, fetcher, writer))
+
+    async def _plans(self, reader: Reader) -> AsyncIterator[tuple[BatchPlanned, Record]]:
+        """Each batch number once, in order; a number that was had is the second writing of a restarted batcher."""
+        while True:
+            for record in await reader.poll(_POLL_S):
+                try:
+                    event = decode(record.value)
+                except UndecodableError as error:
+                    logger.warning("skipped %s: %s", record.ref, error)
+                    continue
+                if not isinstance(event, BatchPlanned) or event.batch < self._next:
+                    continue
+                if event.batch > self._next:
+                    raise LearnerError(
+                        f"batch {event.batch} at {TOPIC}/0@{record.offset} follows batch {self._next - 1}: the log has "
+                        f"lost batch {self._next}, on which this run's next weights depend"
+                    )
+                self._next += 1
+                yield event, record
+
+    async def _load(self, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: Writer) -> LoadedBatch:
+        started = time.monotonic()
+        own = assign(plan.ranks, self._reading.world)[self._reading.rank]
+        wanted = [plan.sequences[index] for micro in own for index in micro]
+        async with self._scope.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
+            found, rejected = await self._fetch(fetcher, wanted)
+        rollouts = await asyncio.to_thread(self._decode, plan, wanted, found, rejected)
+        for sequence in wanted:
+            if sequence.rollout_id in rejected and sequence.rollout in found:
+                reason = rejected[sequence.rollout_id]
+                await writer.write(dead_letter(found[sequence.rollout], "learner", reason, time.time()))
+        self._scope.gauge("batch_load_s", time.monotonic() - started)
+        return LoadedBatch(
+            plan,
+            record,
+            tuple(tuple(rollouts[index] for index in micro if index in rollouts) for micro in own),
+            tuple(
+                Rejected(rollout_id=sequence.rollout_id, rollout=sequence.rollout, reason=rejected[sequence.rollout_id])
+                for sequence in wanted
+                if sequence.rollout_id in rejected
+            ),
+        )
+
+    async def _fetch(
+        self, fetcher: RecordFetcher, wanted: Sequence[PlannedSequence]
+    ) -> tuple[dict[Ref, Record], dict[str, str]]:
+        """Records by reference, and by rollout id why the others are not there. DeadlineError: the broker is slow."""
+        present = {Ref(*sequence.rollout): sequence.rollout_id for sequence in wanted}
+        missing: dict[str, str] = {}
+        while present:
+            try:
+                records = await fetcher.fetch(list(present), self._reading.timeout_s)
+                return {record.ref: record for record in records}, missing
+            except MissingRecordError as error:
+                missing[present.pop(error.ref)] = str(error)
+            except DeadlineError:
+                # A reference past the end looks like a slow broker until the ends are known.
+                beyond = await self._beyond_end(present)
+                if not beyond:
+                    raise
+                for ref in beyond:
+                    missing[present.pop(ref)] = str(MissingRecordError(ref))
+        return {}, missing
+
+    async def _beyond_end(self, refs: Iterable[Ref]) -> list[Ref]:
+        log = self._scope.log
+        async with Reader(log, {("rollouts", p): None for p in log.partitions("rollouts")}) as reader:
+            ends = await reader.ends()
+        return [ref for ref in refs if ref.offset >= ends[ref.topic, ref.partition]]
+
+    def _decode(
+        self,
+        plan: BatchPlanned,
+        wanted: Sequence[PlannedSequence],
+        found: dict[Ref, Record],
+        rejected: dict[str, str],
+    ) -> dict[int, Rollout]:
+        """Rollouts by their index in the plan; why the others are refused goes into `rejected`."""
+        chosen = {sequence.rollout_id for sequence in wanted} - rejected.keys()
+        rollouts: dict[int, Rollout] = {}
+        for index, sequence in enumerate(plan.sequences):
+            if sequence.rollout_id in chosen:
+                record = found[sequence.rollout]
+                try:
+                    rollouts[index] = to_rollout(sequence, record, self._reading.shape, self._scope.blobs, plan.batch)
+                except RejectedSequenceError as error:
+                    rejected[sequence.rollout_id] = str(error)
+        return rollouts

@@ -1,0 +1,166 @@
+"""The policy: a stock Hugging Face MoE model, sharded with FSDP2, that maps a packed row to log-probs and entropies."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from learner.errors import ModelError
+from learner.logprobs import token_logprobs_and_entropy
+from learner.replay import moe_routers
+from learner.sequences import PackedRow
+from learner.settings import LearnerSettings, Precision
+
+SUPPORTED: Final = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3")
+"""`model_type` of the families that router replay has an adapter for."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a rollout must fit: `moe_layers` and `top_k` of its routes, ids below `vocabulary` and `experts`."""
+
+    vocabulary: int
+    max_tokens: int
+    moe_layers: int
+    top_k: int
+    experts: int
+
+
+class Policy(nn.Module):
+    """Root of the sharded model; the head is applied here, where FSDP holds its weight whole.
+
+    `forward(row)` → (logp `[R]`, entropy `[R]`), float32 and differentiable, of the row's response tokens.
+    """
+
+    def __init__(self, model: nn.Module, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
+        """See the class. Without an attention mask transformers reads the sequences' borders off `position_ids`."""
+        causal: Any = self.model
+        output = causal.model(
+            input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False
+        )
+        hidden = output.last_hidden_state[0, row.predictors]
+        return token_logprobs_and_entropy(hidden, causal.lm_head.weight, row.targets, self.chunk_tokens)
+
+    def named_shards(self) -> Iterator[tuple[str, DTensor]]:
+        """Parameters by their name in the Hugging Face model."""
+        for name, parameter in self.model.named_parameters():
+            assert isinstance(parameter, DTensor)
+            yield name, parameter
+
+
+def read_config(directory: Path) -> Any:
+    """The model's configuration. ModelError: not a supported family, or unreadable; one sentence, before any weight."""
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model directory {directory} has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model directory {directory} has a config.json that does not load: {error}") from error
+    if config.model_type not in SUPPORTED:
+        named = ", ".join(config.architectures or ()) or "no architecture"
+        raise ModelError(
+            f"model directory {directory} is {named} of model_type {config.model_type!r}; supported are the families "
+            f"{', '.join(SUPPORTED)}"
+        )
+    # Old and new log-probabilities must be of the same network: no dropout, no router noise.
+    for noise in ("attention_dropout", "router_jitter_noise"):
+        if getattr(config, noise, 0.0):
+            setattr(config, noise, 0.0)
+    return config
+
+
+def load_model(directory: Path, settings: LearnerSettings) -> nn.Module:
+    """The model of `directory` in float32 on the CPU. ModelError: not a supported family, or unreadable."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=read_config(directory),
+            dtype=torch.float32,
+            attn_implementation=settings.attention,
+            experts_implementation=settings.experts,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"model directory {directory} does not load: {error}") from error
+    return model
+
+
+def model_shape(model: Any, limit: int | None) -> ModelShape:
+    """Sizes of a loaded model; `limit` bounds the tokens of a sequence below the model's own limit."""
+    config = model.config
+    routers = moe_routers(model)
+    own = int(config.max_position_embeddings)
+    return ModelShape(
+        vocabulary=int(config.vocab_size),
+        max_tokens=own if limit is None else min(own, limit),
+        moe_layers=len(routers),
+        top_k=routers[0].top_k,
+        experts=routers[0].num_experts,
+    )
+
+
+def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -> Policy:
+    """Load and shard: one FSDP group a decoder layer, and one for embedding, final norm and head.
+
+    ModelError: see `load_model`, or a precision that this machine has not.
+    """
+    mixed = mixed_precision(settings.precision, mesh.device_type)
+    model = load_model(directory, settings)
+    if settings.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    return shard(model, mesh, mixed, settings)
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, settings: LearnerSettings) -> Policy:
+    """`model` sharded over `mesh` in place, behind the policy's interface."""
+    policy = Policy(model, settings.chunk_tokens)
+    if mesh.device_type != "cpu":
+        policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
+    causal: Any = model
+    for layer in causal.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=mixed)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+    # Recomputation happens in train mode only; without noise the two modes compute the same.
+    return policy.train(settings.recompute)
+
+
+def mixed_precision(precision: Precision, device: str) -> MixedPrecisionPolicy:
+    """float32 master weights and reductions, computing in `precision`. ModelError: fp8."""
+    if precision == "fp8":
+        where = "and this process runs on the CPU" if device == "cpu" else "which this learner does not drive yet"
+        raise ModelError(f"precision 'fp8' trains through transformer-engine on CUDA, {where}; use bf16 or f32")
+    if precision == "bf16":
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy()
+
+
+def stored_tensors(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in the directory's safetensors. ModelError: there are none."""
+    files = sorted(directory.glob("*.safetensors"))
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = [directory / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    if not files:
+        raise ModelError(f"model directory {directory} has no safetensors files")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    return shapes

@@ -1,0 +1,85 @@
+"""From a record of the log to a sequence to train on; whatever does not fit the model is refused here."""
+
+import math
+
+import numpy as np
+import torch
+
+from learner.errors import RejectedSequenceError
+from learner.policy import ModelShape
+from learner.replay.routes import NATIVE
+from learner.sequences import Rollout
+from schemas import NDArray, PlannedSequence, RolloutCompleted, Routes, UndecodableError, decode
+from streams.blobs import BlobStore
+from streams.errors import BlobError
+from streams.record import Record
+
+
+def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blobs: BlobStore, batch: int) -> Rollout:
+    """The planned sequence of batch number `batch` with its arrays. Blocking: routes may lie in the blob store.
+
+    RejectedSequenceError: it is not the rollout that was planned, or does not fit the model, in one sentence.
+    """
+    event = _completed(planned, record)
+    ids = np.concatenate([event.prompt_ids.numpy(), event.response_ids.numpy()]).astype(np.int64)
+    prompt_tokens = event.prompt_ids.shape[0]
+    if prompt_tokens < 1 or len(ids) == prompt_tokens:
+        raise RejectedSequenceError(f"{prompt_tokens} prompt and {len(ids) - prompt_tokens} response tokens")
+    if len(ids) > shape.max_tokens:
+        raise RejectedSequenceError(f"{len(ids)} tokens are more than the {shape.max_tokens} that the model takes")
+    if ids.max() >= shape.vocabulary:
+        raise RejectedSequenceError(f"token id {ids.max()} is not below the vocabulary's {shape.vocabulary}")
+    if not (math.isfinite(planned.advantage) and math.isfinite(planned.reward)):
+        raise RejectedSequenceError(f"advantage {planned.advantage} or reward {planned.reward} is not finite")
+    return Rollout(
+        rollout_id=planned.rollout_id,
+        tokens=torch.from_numpy(ids),
+        prompt_tokens=prompt_tokens,
+        logp_rollout=torch.from_numpy(event.logprobs.numpy().astype(np.float32)),
+        routes=None if event.routes is None else _routes(event.routes, len(ids), shape, blobs),
+        advantage=planned.advantage,
+        reward=planned.reward,
+        staleness=batch - planned.oldest_version,
+    )
+
+
+def _completed(planned: PlannedSequence, record: Record) -> RolloutCompleted:
+    try:
+        event = decode(record.value)
+    except UndecodableError as error:
+        raise RejectedSequenceError(str(error)) from error
+    if not isinstance(event, RolloutCompleted):
+        raise RejectedSequenceError(f"record is a {type(event).__name__} and not a RolloutCompleted")
+    if event.rollout_id != planned.rollout_id:
+        raise RejectedSequenceError(f"record is rollout {event.rollout_id} and not {planned.rollout_id}")
+    return event
+
+
+def _routes(routes: Routes, tokens: int, shape: ModelShape, blobs: BlobStore) -> torch.Tensor:
+    """int16 `[tokens, moe_layers, top_k]`; -1 where none was recorded and before the first recorded token."""
+    if routes.shape[1:] != (shape.moe_layers, shape.top_k) or routes.experts != shape.experts:
+        raise RejectedSequenceError(
+            f"routes are of {routes.shape[1]} layers and top-{routes.shape[2]} of {routes.experts} experts, "
+            f"the model has {shape.moe_layers} and top-{shape.top_k} of {shape.experts}"
+        )
+    recorded = _array(routes, blobs).numpy().astype(np.int16)
+    missing = (recorded == np.int16(routes.sentinel)).all(axis=-1, keepdims=True)
+    ordered = np.sort(recorded, axis=-1)
+    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1, keepdims=True)
+    if ((recorded >= shape.experts) & ~missing).any():
+        raise RejectedSequenceError(f"routes name expert {recorded[~missing[..., 0]].max()} of {shape.experts}")
+    if (twice & ~missing).any():
+        raise RejectedSequenceError("routes name one expert twice for one token")
+    whole = np.full((tokens, shape.moe_layers, shape.top_k), NATIVE, dtype=np.int16)
+    whole[routes.first_token :] = np.where(missing, np.int16(NATIVE), recorded)
+    return torch.from_numpy(whole)
+
+
+def _array(routes: Routes, blobs: BlobStore) -> NDArray:
+    if routes.data is not None:
+        return routes.data
+    assert routes.blob is not None
+    try:
+        return NDArray(routes.dtype, routes.shape, memoryview(blobs.get(routes.blob)))
+    except (BlobError, OSError, ValueError) as error:
+        raise RejectedSequenceError(f"routes cannot be read: {error}") from error

@@ -1,0 +1,20 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+import math
+
+from learner.settings import LearnerSettings
+
+
+def learning_rate(step: int, settings: LearnerSettings) -> float:
+    """Rate of the update(s) on batch `step` (from 0): linear warm-up, then constant, linear or cosine decay.
+
+    The warm-up's first rate is 1/warmup_steps of the peak; from `decay_steps` on the rate is `final_lr_ratio` of it.
+    """
+    peak = settings.learning_rate
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return peak
+    progress = min(1.0, (step - settings.warmup_steps) / (settings.decay_steps - settings.warmup_steps))
+    remaining = 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (settings.final_lr_ratio + (1.0 - settings.final_lr_ratio) * remaining)

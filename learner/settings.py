@@ -1,0 +1,112 @@
+"""The learner's settings: each field documented where it is defined. No torch, so that every command can read them."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Precision = Literal["f32", "bf16", "fp8"]
+ReplayMode = Literal["rollout", "old", "off"]
+
+
+class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one `BatchPlanned` becomes the next weights. Raises ValueError, one sentence, where fields do not fit."""
+
+    model: Annotated[str, Meta(min_length=1, description="Hugging Face MoE directory that training starts from")]
+    objective: Annotated[
+        Literal["espo", "grpo", "dapo", "gspo", "cispo", "gmpo"], Meta(description="policy objective")
+    ] = "espo"
+    objective_settings: Annotated[
+        dict[str, Any], Meta(description="settings of the objective, such as alpha or clip_high")
+    ] = {}
+    correction: Annotated[
+        Literal["none", "tis", "mis", "icepop", "geo"], Meta(description="weight for engine-trainer mismatch")
+    ] = "none"
+    correction_settings: Annotated[
+        dict[str, Any], Meta(description="settings of the correction: low, high, level")
+    ] = {}
+    old: Annotated[
+        Literal["proximal", "rollout"],
+        Meta(description="old policy: the learner's own proximal pass, or the engine's recorded log-probabilities"),
+    ] = "proximal"
+    router_replay: Annotated[
+        ReplayMode,
+        Meta(description="experts used in training: recorded by the engine, by the proximal pass, or routed anew"),
+    ] = "rollout"
+
+    learning_rate: Annotated[float, Meta(gt=0, description="peak learning rate of AdamW")] = 3e-4
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="decay of AdamW's first moment")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="decay of AdamW's second moment")] = 0.99
+    weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0
+    warmup_steps: Annotated[int, Meta(ge=0, description="batches over which the rate rises linearly")] = 3
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], Meta(description="course of the rate after the warm-up")
+    ] = "linear"
+    decay_steps: Annotated[int, Meta(ge=1, description="batches until the rate is at its final share")] = 40
+    final_lr_ratio: Annotated[float, Meta(ge=0, le=1, description="final rate as a share of the peak")] = 0.1
+    max_grad_norm: Annotated[float, Meta(gt=0, description="global gradient norm is clipped to this")] = 1.0
+    updates_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on each batch")] = 1
+
+    precision: Annotated[
+        Precision, Meta(description="compute precision; master weights and reductions are float32")
+    ] = "f32"
+    attention: Annotated[
+        Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], Meta(description="attention implementation")
+    ] = "sdpa"
+    experts: Annotated[Literal["eager", "grouped_mm"], Meta(description="implementation of the expert layers")] = (
+        "eager"
+    )
+    recompute: Annotated[bool, Meta(description="recompute activations in backward to save memory")] = False
+    chunk_tokens: Annotated[
+        int, Meta(ge=1, description="tokens whose logits over the vocabulary are held at a time")
+    ] = 2048
+    max_sequence_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="longer sequences are rejected; default: the model's own limit"),
+    ] = None
+    measure_replay_every: Annotated[
+        int, Meta(ge=0, description="steps between native passes that measure what replay changes; 0: never")
+    ] = 1
+
+    publish_every: Annotated[int, Meta(ge=1, description="steps between published weights")] = 1
+    checkpoint_every: Annotated[int, Meta(ge=1, description="steps between checkpoints")] = 10
+    keep_checkpoints: Annotated[int, Meta(ge=1, description="newest checkpoints that are kept")] = 2
+    max_steps: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="publish, checkpoint and idle after this many steps; default: never"),
+    ] = None
+    max_file_bytes: Annotated[int, Meta(ge=1, description="size at which published weights are split into files")] = (
+        4 * 1024**3
+    )
+
+    ranks: Annotated[int, Meta(ge=1, description="processes that the model is sharded over")] = 2
+    threads: Annotated[int, Meta(ge=1, description="CPU threads of torch in each rank")] = 1
+    master_port: Annotated[
+        int,
+        Meta(ge=0, le=65535, description="rendezvous port; 0: free port, told through the run directory (one machine)"),
+    ] = 0
+    rendezvous_timeout_s: Annotated[float, Meta(gt=0, description="seconds for all ranks to meet")] = 180.0
+    collective_timeout_s: Annotated[float, Meta(gt=0, description="seconds a rank waits for the others")] = 120.0
+    heartbeat_s: Annotated[float, Meta(gt=0, description="seconds between the ranks' signs of life")] = 0.5
+    fetch_timeout_s: Annotated[float, Meta(gt=0, description="seconds to read a batch's rollouts")] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.old == "rollout" and self.objective == "espo":
+            raise ValueError(
+                "learner old 'rollout' has no proximal entropies, and objective 'espo' needs them: use old 'proximal' "
+                "or objective grpo, dapo, gspo, cispo or gmpo"
+            )
+        if self.old == "rollout" and self.router_replay == "old":
+            raise ValueError("learner router_replay 'old' replays the proximal pass, which old 'rollout' leaves out")
+        if self.correction == "none" and self.correction_settings:
+            raise ValueError(f"learner correction 'none' takes no settings and was given {self.correction_settings}")
+        if self.collective_timeout_s < 3 * self.fetch_timeout_s:
+            raise ValueError(
+                f"learner collective_timeout_s {self.collective_timeout_s:g} is not at least three times "
+                f"fetch_timeout_s {self.fetch_timeout_s:g}: ranks wait for the one whose rollouts are slow to read"
+            )
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"learner decay_steps {self.decay_steps} is not above warmup_steps {self.warmup_steps}, as schedule "
+                f"{self.schedule!r} needs"
+            )

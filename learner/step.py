@@ -1,0 +1,270 @@
+"""One batch into one step: proximal pass, updates with exact global means, metrics.
+
+    loss = Σ numerator / Σ denominator over every micro-batch of every rank
+
+The sum of denominators is known only after the last micro-batch of the slowest rank, so backward runs on the numerators
+alone and the gradient is divided afterwards, by the same factor that clips it. FSDP reduces once, in the last
+micro-batch; ranks with fewer of them take part with fillers.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from learner.checkpoints import Shard
+from learner.distributed import Ranks
+from learner.errors import ModelError
+from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective
+from learner.losses.metrics import peak, total
+from learner.losses.objectives import Objective
+from learner.losses.ratios import LOG_RATIO_LIMIT, k3
+from learner.policy import ModelShape, Policy
+from learner.replay import Replay, recorded, replayed
+from learner.schedule import learning_rate
+from learner.sequences import PackedRow, Rollout, filler, pack
+from learner.settings import LearnerSettings
+
+Metrics = dict[str, Tensor]
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay."""
+
+    row: PackedRow
+    logp_old: Tensor
+    entropy_old: Tensor | None
+    routes: Tensor | None
+    metrics: Metrics
+
+
+@dataclass
+class StepReport:
+    """What a step did, the same on every rank; `metrics` holds the seconds of this rank's phases beside the means."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    sequences: int = 0
+
+
+class Trainer:
+    """The optimizer around a policy. All ranks call `train` with the same `step`, each with its own micro-batches."""
+
+    def __init__(self, policy: Policy, shape: ModelShape, settings: LearnerSettings, ranks: Ranks) -> None:
+        self.policy = policy
+        self.updates = 0
+        self._shape = shape
+        self._settings = settings
+        self._ranks = ranks
+        self._objective = build_objective(settings)
+        self._optimizer = torch.optim.AdamW(
+            policy.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            foreach=True,
+        )
+
+    def train(self, micro_batches: Sequence[Sequence[Rollout]], step: int) -> StepReport:
+        """Train on this rank's `micro_batches` as batch number `step`. Blocking; RankError: another rank is gone.
+
+        A batch without a usable token anywhere, or a gradient that is not finite, leaves the weights as they are
+        (metric `skipped_updates`): all ranks agree, since both are judged on global figures.
+        """
+        rows = [pack(micro).to(self._ranks.device) for micro in micro_batches if micro]
+        rounds = max(int(said) for said in self._ranks.exchange(str(len(rows)).encode()))
+        rows += [filler().to(self._ranks.device) for _ in range(rounds - len(rows))]
+        every = self._settings.measure_replay_every
+        started = time.perf_counter()
+        references = [self._refer(row, bool(every) and step % every == 0) for row in rows]
+        referred = time.perf_counter()
+        rate = learning_rate(step, self._settings)
+        parts = [_batch_metrics(micro_batches), *(reference.metrics for reference in references)]
+        skipped = 0
+        for _ in range(self._settings.updates_per_batch):
+            metrics, updated = self._update(references, rate)
+            parts.append(metrics)
+            skipped += not updated
+        report = self._report(merge_metrics(parts))
+        report.metrics |= {
+            "learning_rate": rate,
+            "skipped_updates": float(skipped),
+            "time/proximal_s": referred - started,
+            "time/update_s": time.perf_counter() - referred,
+        }
+        return report
+
+    def shards(self) -> dict[str, Shard]:
+        """This rank's rows of every parameter and of its two moments; the tensors are the live ones."""
+        shards: dict[str, Shard] = {}
+        for name, parameter in self.policy.named_shards():
+            state = self._optimizer.state[parameter]
+            for moment in _ADAM_MOMENTS:
+                if moment not in state:
+                    state[moment] = torch.zeros_like(parameter)
+            state.setdefault("step", torch.tensor(float(self.updates)))
+            tensors = {"model": parameter, **{moment: state[moment] for moment in _ADAM_MOMENTS}}
+            shards |= {f"{kind}.{name}": _shard(tensor.detach(), self._ranks) for kind, tensor in tensors.items()}
+        return shards
+
+    def restored(self, updates: int) -> None:
+        """Say that the tensors of `shards` were filled from a checkpoint made after `updates` optimizer updates."""
+        self.updates = updates
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(updates))
+        for module in self.policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    @torch.no_grad()
+    def _refer(self, row: PackedRow, measure: bool) -> Reference:
+        """The proximal pass of one micro-batch, and beside it, if `measure`, the other routing for comparison."""
+        mode, proximal = self._settings.router_replay, self._settings.old == "proximal"
+        metrics: Metrics = {}
+        logp_old, entropy_old, routes = row.logp_rollout, None, row.routes if mode == "rollout" else None
+        if proximal and mode == "rollout":
+            logp_old, entropy_old = self._replay(row, metrics)
+        elif proximal and mode == "old":
+            with recorded(self.policy.model) as record:
+                logp_old, entropy_old = self._native(row, metrics)
+            routes = record.routes
+        elif proximal:
+            logp_old, entropy_old = self._native(row, metrics)
+        if measure:
+            if not (proximal and mode == "rollout"):
+                self._replay(row, metrics)
+            if not (proximal and mode != "rollout"):
+                self._native(row, metrics)
+        return Reference(row, logp_old, entropy_old, routes, metrics)
+
+    def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+        with self._routed(row.routes) as replay:
+            logp, entropy = self.policy(row)
+        metrics |= _mismatch("on", logp, row)
+        if replay is not None:
+            flips = replay.flips()
+            metrics["replay/flip_share"] = torch.stack([flips.flipped.sum(), flips.decisions.sum()]).double()
+            rows = flips.native.sum() + flips.decisions.sum()
+            metrics["replay/native_share"] = torch.stack([flips.native.sum(), rows]).double()
+        return logp, entropy
+
+    def _native(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+        logp, entropy = self.policy(row)
+        metrics |= _mismatch("off", logp, row)
+        return logp, entropy
+
+    @contextmanager
+    def _routed(self, routes: Tensor | None) -> Iterator[Replay | None]:
+        if routes is None:
+            yield None
+        else:
+            with replayed(self.policy.model, routes) as replay:
+                yield replay
+
+    def _update(self, references: Sequence[Reference], rate: float) -> tuple[Metrics, bool]:
+        """One optimizer step over all micro-batches; whether the weights changed."""
+        parts: list[Metrics] = []
+        denominator = 0.0
+        for index, reference in enumerate(references):
+            last = index == len(references) - 1
+            self.policy.set_requires_gradient_sync(last)  # type: ignore[operator]
+            self.policy.set_is_last_backward(last)  # type: ignore[operator]
+            with self._routed(reference.routes):
+                logp, _ = self.policy(reference.row)
+            terms = self._objective(self._tokens(reference, logp))
+            torch.autograd.backward(terms.numerator.sum())
+            denominator += float(terms.denominator.double().sum())
+            parts.append(terms.metrics)
+        gradients = [p.grad.to_local() for p in self.policy.parameters() if isinstance(p.grad, DTensor)]
+        square = sum(float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 for gradient in gradients)
+        said = [msgspec.json.decode(part) for part in self._ranks.exchange(msgspec.json.encode([denominator, square]))]
+        # FSDP's reduction is a mean over ranks, and backward ran on sums: this makes it the mean over the batch.
+        divisor = sum(part[0] for part in said) / self._ranks.world
+        norm = sum(part[1] or 0.0 for part in said) ** 0.5 / divisor if divisor else 0.0
+        updated = divisor > 0 and norm < float("inf") and all(part[1] is not None for part in said)
+        if updated:
+            scale = min(1.0, self._settings.max_grad_norm / (norm + 1e-6)) / divisor
+            torch._foreach_mul_(gradients, scale)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+            self.updates += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        # Said once, by rank 0: the figure is global already.
+        if self._ranks.rank == 0 and updated:
+            parts.append({"grad_norm": torch.tensor([norm, 1.0], dtype=torch.float64)})
+        return merge_metrics(parts), updated
+
+    def _tokens(self, reference: Reference, logp: Tensor) -> TokenBatch:
+        row = reference.row
+        return TokenBatch(
+            logp=logp,
+            logp_old=reference.logp_old,
+            advantage=row.advantage,
+            seq=row.seq,
+            num_seqs=row.num_seqs,
+            entropy_old=reference.entropy_old,
+            logp_rollout=row.logp_rollout,
+            vocab_size=self._shape.vocabulary,
+        )
+
+    def _report(self, metrics: Metrics) -> StepReport:
+        """The metrics of all ranks, merged in rank order."""
+        plain = {name: value.tolist() for name, value in metrics.items()}
+        gathered = self._ranks.exchange(msgspec.msgpack.encode(plain))
+        merged = merge_metrics(
+            {name: torch.tensor(value, dtype=torch.float64) for name, value in msgspec.msgpack.decode(part).items()}
+            for part in gathered
+        )
+        tokens, sequences = merged["response_tokens"].tolist()
+        return StepReport(metric_values(merged), int(tokens), int(sequences))
+
+
+def build_objective(settings: LearnerSettings) -> Objective:
+    """The objective with its correction. ModelError: a setting it does not know, or a value out of range."""
+    try:
+        weigher = None
+        if settings.correction != "none":
+            weigher = correction(settings.correction, **settings.correction_settings)
+        return objective(settings.objective, correction=weigher, old=settings.old, **settings.objective_settings)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"learner objective {settings.objective!r}: {error}") from error
+
+
+def _shard(tensor: Tensor, ranks: Ranks) -> Shard:
+    """Rows as FSDP2 deals them: ⌈n / world⌉ to each rank until there are none left."""
+    assert isinstance(tensor, DTensor)
+    rows = -(-tensor.shape[0] // ranks.world)
+    return Shard(tensor.to_local(), min(ranks.rank * rows, tensor.shape[0]), tuple(tensor.shape))
+
+
+def _mismatch(name: str, logp: Tensor, row: PackedRow) -> Metrics:
+    """How far the trainer is from the engine that sampled: k3 of KL(π_rollout‖π_trainer), mean and max |Δ log p|."""
+    delta = (logp - row.logp_rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return {
+        f"replay/k3_{name}": total(k3(delta.double())),
+        f"replay/delta_{name}": total(delta.abs()),
+        f"replay/delta_{name}_max": peak(delta.abs()),
+    }
+
+
+def _batch_metrics(micro_batches: Sequence[Sequence[Rollout]]) -> Metrics:
+    rollouts = [rollout for micro in micro_batches for rollout in micro]
+    tokens = torch.tensor([float(rollout.response_tokens) for rollout in rollouts])
+    staleness = torch.tensor([float(rollout.staleness) for rollout in rollouts])
+    return {
+        "reward": total(torch.tensor([rollout.reward for rollout in rollouts])),
+        "advantage_abs": total(torch.tensor([abs(rollout.advantage) for rollout in rollouts])),
+        "staleness": total(staleness),
+        "staleness_max": peak(staleness),
+        "response_tokens": total(tokens),
+        "response_tokens_max": peak(tokens),
+    }

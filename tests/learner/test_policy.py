@@ -1,0 +1,153 @@
+"""Packed rows equal one sequence at a time, in every supported family; other directories are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from learner.errors import ModelError
+from learner.policy import SUPPORTED, Policy, load_model, mixed_precision, model_shape, stored_tensors
+from learner.sequences import Rollout, pack
+from learner.settings import LearnerSettings
+from learner.weights import stored_form
+
+SETTINGS = LearnerSettings(model="m")
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
+    "qwen3_moe": (
+        transformers.Qwen3MoeConfig,
+        transformers.Qwen3MoeForCausalLM,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    ),
+    "mixtral": (
+        transformers.MixtralConfig,
+        transformers.MixtralForCausalLM,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.1, "attention_dropout": 0.1},
+    ),
+    "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek_v3": (
+        transformers.DeepseekV3Config,
+        transformers.DeepseekV3ForCausalLM,
+        {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=SUPPORTED)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config_class, model_class, changes = FAMILIES[request.param]
+    path: Path = tmp_path_factory.mktemp(request.param)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = model_class(config_class(**{**COMMON, **changes}))
+        for name, buffer in model.named_buffers():
+            if "correction_bias" in name:
+                buffer.normal_()
+        model.save_pretrained(path)
+    return path
+
+
+def sequences() -> list[Rollout]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = [(3, 5), (1, 1), (6, 2), (2, 9)]
+    return [
+        Rollout("r", torch.randint(1, 48, (p + r,), generator=generator), p, torch.zeros(r), None, 1.0, 0.0)
+        for p, r in lengths
+    ]
+
+
+def run(policy: Policy, rollouts: list[list[Rollout]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Log-probs and entropies of all micro-batches in order, and the gradient of a weighted sum of them."""
+    policy.zero_grad()
+    outputs = [policy(pack(micro)) for micro in rollouts]
+    logp, entropy = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    torch.autograd.backward((logp * torch.linspace(-1, 1, len(logp))).sum())
+    return logp, entropy, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_packed_equals_one_sequence_at_a_time(directory: Path, train: bool) -> None:
+    policy = Policy(load_model(directory, SETTINGS), chunk_tokens=4).train(train)
+    packed = run(policy, [sequences()])
+    alone = run(policy, [[rollout] for rollout in sequences()])
+    torch.testing.assert_close(packed[0], alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[1], alone[1], atol=1e-5, rtol=1e-5)
+    assert packed[2].keys() == alone[2].keys() and packed[2]
+    for name, gradient in packed[2].items():
+        assert torch.allclose(gradient, alone[2][name], atol=1e-5, rtol=1e-4), name
+
+
+def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
+    model: Any = load_model(directory, SETTINGS)
+    (row,) = [pack([rollout]) for rollout in sequences()[:1]]
+    logp, entropy = Policy(model, chunk_tokens=3)(row)
+    logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors].log_softmax(-1)
+    torch.testing.assert_close(logp, logits.gather(1, row.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, -(logits.exp() * logits).sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_the_shape_and_the_stored_names_are_the_models_own(directory: Path) -> None:
+    model: Any = load_model(directory, SETTINGS)
+    shape = model_shape(model, 40)
+    dense = getattr(model.config, "first_k_dense_replace", 0)
+    assert (shape.vocabulary, shape.max_tokens, shape.moe_layers, shape.top_k, shape.experts) == (
+        48,
+        40,
+        2 - dense,
+        2,
+        4,
+    )
+    assert model_shape(model, None).max_tokens == 64
+    stored = stored_tensors(directory)
+    assert {name: tuple(t.shape) for name, t in stored_form(model, model.state_dict(), stored).items()} == stored
+
+
+def test_directories_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(tmp_path, SETTINGS)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(ModelError, match=r"is LlamaForCausalLM of model_type 'llama'; supported are .* qwen3_moe"):
+        load_model(tmp_path, SETTINGS)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_moe"}')
+    with pytest.raises(ModelError, match="does not load"):
+        load_model(tmp_path, SETTINGS)
+    with pytest.raises(ModelError, match="no safetensors"):
+        stored_tensors(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json that does not load"):
+        load_model(tmp_path, SETTINGS)
+
+
+def test_fp8_training_needs_cuda() -> None:
+    with pytest.raises(ModelError, match="transformer-engine on CUDA, and this process runs on the CPU"):
+        mixed_precision("fp8", "cpu")
+    assert mixed_precision("f32", "cpu").param_dtype is None
+    assert mixed_precision("bf16", "cpu").reduce_dtype is torch.float32
