@@ -1,4 +1,4 @@
-"""Time one learner step of 64 short rollouts: proximal, native and update passes, gathering, publishing, checkpointing.
+"""Time one learner step on short rollouts: proximal, native and update passes, gathering, publishing, checkpointing.
 
     python benchmarks/learner_step.py --ranks 2 --steps 10
     python benchmarks/learner_step.py --model models/tiny-moe --precision bf16 --json
@@ -29,8 +29,6 @@ from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files
 
-ROLLOUTS = 64
-
 
 def build_tiny(directory: Path) -> None:
     """The demo's architecture with random weights."""
@@ -55,11 +53,13 @@ def build_tiny(directory: Path) -> None:
     Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
 
 
-def rollouts(rank: int, world: int, size: int, layers: int, experts: int, vocabulary: int) -> list[list[Rollout]]:
+def rollouts(
+    count: int, rank: int, world: int, size: int, layers: int, experts: int, vocabulary: int
+) -> list[list[Rollout]]:
     """This rank's share in micro-batches of `size`: prompts of 4-10 tokens, responses of 4-40, mean 18."""
     generator = torch.Generator().manual_seed(7)
     drawn = []
-    for index in range(ROLLOUTS):
+    for index in range(count):
         prompt = int(torch.randint(4, 11, (), generator=generator))
         response = int(torch.randn((), generator=generator).mul(9).add(18).clamp(4, 40))
         tokens = torch.randint(3, vocabulary, (prompt + response,), generator=generator)
@@ -82,14 +82,20 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     settings = LearnerSettings(
-        model=str(model), ranks=args.ranks, precision=args.precision, updates_per_batch=args.updates
+        model=str(model),
+        ranks=args.ranks,
+        precision=args.precision,
+        updates_per_batch=args.updates,
+        attention=args.attention,
     )
     ranks = join(rank, args.ranks, directory, 0, 60, 60)
     policy = build_policy(model, settings, ranks.mesh)
     shape = model_shape(policy.model, None)
     trainer = Trainer(policy, shape, settings, ranks)
     checkpoints = Checkpoints(directory / "checkpoints", str(model), 2, ranks)
-    micro_batches = rollouts(rank, args.ranks, args.micro_batch, shape.moe_layers, shape.experts, shape.vocabulary)
+    micro_batches = rollouts(
+        args.rollouts, rank, args.ranks, args.micro_batch, shape.moe_layers, shape.experts, shape.vocabulary
+    )
     stored = stored_tensors(model)
     times: dict[str, list[float]] = {}
 
@@ -115,6 +121,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rollouts", type=int, default=64, help="sequences of a batch, over all ranks")
+    parser.add_argument("--attention", choices=("packed", "sdpa", "eager"), default="packed")
     parser.add_argument("--updates", type=int, default=1, help="optimizer updates a batch")
     parser.add_argument("--micro-batch", type=int, default=16, help="sequences packed into one row")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from learner.attention import PACKED, borders, register
 from learner.errors import ModelError
 from learner.logprobs import token_logprobs_and_entropy
 from learner.replay import moe_routers
@@ -46,10 +47,13 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """See the class. Without an attention mask transformers reads the sequences' borders off `position_ids`."""
+        """See the class. Attention "packed" is told the sequences' borders; any other reads them off `position_ids`."""
         causal: Any = self.model
+        told = {}
+        if causal.config._attn_implementation == PACKED:
+            told["packing"] = borders(row.lengths, row.tokens.device)
         output = causal.model(
-            input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False
+            input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False, **told
         )
         hidden = output.last_hidden_state[0, row.predictors]
         return token_logprobs_and_entropy(hidden, causal.lm_head.weight, row.targets, self.chunk_tokens)
@@ -88,6 +92,7 @@ def load_model(directory: Path, settings: LearnerSettings) -> nn.Module:
     """The model of `directory` in float32 on the CPU. ModelError: not a supported family, or unreadable."""
     from transformers import AutoModelForCausalLM
 
+    register()
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             directory,

@@ -41,7 +41,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One micro-batch: `tokens` and `position_ids` int64 `[T]`, the others `[R]`, `routes` `[T, moe_layers, top_k]`."""
+    """One micro-batch: `tokens` and `position_ids` int64 `[T]`, the others `[R]`, `routes` `[T, moe_layers, top_k]`.
+
+    `lengths` are the tokens of each sequence in the row, in its order.
+    """
 
     tokens: Tensor
     position_ids: Tensor
@@ -52,6 +55,7 @@ class PackedRow:
     logp_rollout: Tensor
     routes: Tensor | None
     num_seqs: int
+    lengths: tuple[int, ...]
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""
@@ -88,6 +92,7 @@ def pack(rollouts: Sequence[Rollout]) -> PackedRow:
         logp_rollout=torch.cat([rollout.logp_rollout for rollout in rollouts]),
         routes=_pack_routes(rollouts),
         num_seqs=len(rollouts),
+        lengths=tuple(len(rollout.tokens) for rollout in rollouts),
     )
 
 
@@ -96,7 +101,7 @@ def filler() -> PackedRow:
     empty = torch.zeros(0)
     nothing = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
-    return PackedRow(zero, zero, nothing, nothing, nothing, empty, empty, None, 0)
+    return PackedRow(zero, zero, nothing, nothing, nothing, empty, empty, None, 0, (1,))
 
 
 def assign(ranks: Sequence[Sequence[Sequence[int]]], world: int) -> list[list[tuple[int, ...]]]:

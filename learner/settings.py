@@ -51,8 +51,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         Precision, Meta(description="compute precision; master weights and reductions are float32")
     ] = "f32"
     attention: Annotated[
-        Literal["sdpa", "eager", "flash_attention_2", "flex_attention"], Meta(description="attention implementation")
-    ] = "sdpa"
+        Literal["packed", "sdpa", "eager", "flash_attention_2", "flex_attention"],
+        Meta(description="attention: packed costs the sequences' squares; sdpa and eager the whole row's"),
+    ] = "packed"
     experts: Annotated[Literal["eager", "grouped_mm"], Meta(description="implementation of the expert layers")] = (
         "eager"
     )

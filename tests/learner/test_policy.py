@@ -1,8 +1,9 @@
 """Packed rows equal one sequence at a time, in every supported family; other directories are refused."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from learner.settings import LearnerSettings
 from learner.weights import stored_form
 
 SETTINGS = LearnerSettings(model="m")
+STOCK = LearnerSettings(model="m", attention="sdpa")
 
 COMMON: dict[str, Any] = {
     "vocab_size": 48,
@@ -94,10 +96,14 @@ def run(policy: Policy, rollouts: list[list[Rollout]]) -> tuple[Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_packed_equals_one_sequence_at_a_time(directory: Path, train: bool) -> None:
-    policy = Policy(load_model(directory, SETTINGS), chunk_tokens=4).train(train)
-    packed = run(policy, [sequences()])
-    alone = run(policy, [[rollout] for rollout in sequences()])
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+def test_packed_equals_the_stock_attention_one_sequence_at_a_time(
+    directory: Path, train: bool, attention: Literal["packed", "sdpa"]
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, attention=attention)
+    packed = run(Policy(load_model(directory, settings), chunk_tokens=4).train(train), [sequences()])
+    stock = Policy(load_model(directory, STOCK), chunk_tokens=4).train(train)
+    alone = run(stock, [[rollout] for rollout in sequences()])
     torch.testing.assert_close(packed[0], alone[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed[1], alone[1], atol=1e-5, rtol=1e-5)
     assert packed[2].keys() == alone[2].keys() and packed[2]
@@ -106,7 +112,7 @@ def test_packed_equals_one_sequence_at_a_time(directory: Path, train: bool) -> N
 
 
 def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
-    model: Any = load_model(directory, SETTINGS)
+    model: Any = load_model(directory, STOCK)
     (row,) = [pack([rollout]) for rollout in sequences()[:1]]
     logp, entropy = Policy(model, chunk_tokens=3)(row)
     logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors].log_softmax(-1)

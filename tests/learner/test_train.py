@@ -42,7 +42,7 @@ def test_one_rank_learns_what_two_do(
 def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
     learner_directory: Path, two_ranks: list[dict[str, Any]], rank_program: ModuleType
 ) -> None:
-    model: Any = load_model(learner_directory / "model", LearnerSettings(model="m"))
+    model: Any = load_model(learner_directory / "model", LearnerSettings(model="m", attention="sdpa"))
     drawn = rank_program.sequences(0)
     for rollout in drawn:
         logits = model(rollout.tokens.unsqueeze(0), use_cache=False).logits[0].log_softmax(-1)
