@@ -21,6 +21,7 @@ SUBCOMMANDS: Final = {
     "status": "what every service does and waits for",
     "doctor": "check this machine; each finding with its mend",
     "audit": "prove from the raw topics how every rollout ended",
+    "dlq": "records that could not be processed: list, show, put back, purge",
     "show": "print one record of a topic",
     "trace": "where the time goes between prompt and weights",
 }

@@ -111,7 +111,7 @@ class History:
                 self.published.setdefault(event.version, event)
             case WeightsApplied():
                 self.applied.setdefault((event.producer_id, event.version), event)
-            case DeadLetter():
+            case DeadLetter(replayed=None, purged=False):
                 self.dead_letters[ref] = f"{event.stage}: {event.error}"
 
     def evaluated(self, evaluation: int) -> tuple[float, int] | None:

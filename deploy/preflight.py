@@ -3,15 +3,15 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from deploy.config import RunConfig
 from deploy.errors import ConfigError
 from deploy.sharing import SERVICES
 from deploy.strict import shown, suggestion
-
-FAMILIES: Final = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe")
-"""`model_type` of the models whose routers can be replayed (learner/replay/families.py)."""
+from learner.settings import SUPPORTED
+from streams.blobs import BlobStore
+from streams.errors import ConfigurationError
 
 
 def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
@@ -21,12 +21,43 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     """
     check_model(Path(config.model.path))
     settings: dict[str, Any] = {service: config.service(service) for service in services}
+    check_trainable(config)
     if "dispatcher" not in settings:
         return 0
     from producers.dispatcher.service import load_prompts
 
     _, held_back = load_prompts(settings["dispatcher"])
     return len(held_back) if settings["dispatcher"].evaluate_samples else 0
+
+
+def check_trainable(config: RunConfig) -> None:
+    """ConfigError: values that are fine one by one and with which training would stand still."""
+    if config.run.samples < 2:
+        raise ConfigError(
+            f"run.samples is {config.run.samples}; allowed: at least 2, for a group of one rollout has no variance"
+        )
+    if config.service("groups").min_samples > config.run.samples:
+        raise ConfigError(
+            f"groups.min_samples is {config.service('groups').min_samples}; allowed: at most run.samples, "
+            f"which is {config.run.samples}"
+        )
+    budget, longest = config.service("batches").token_budget, config.service("producer").max_model_len
+    if budget < longest:
+        raise ConfigError(
+            f"batches.token_budget is {budget}; allowed: at least producer.max_model_len, which is {longest}, "
+            "for a sequence that fits no micro-batch is never trained on"
+        )
+    if config.blobs.uri:
+        try:
+            BlobStore(config.blobs.uri)
+        except ConfigurationError as error:
+            raise ConfigError(f"blobs.uri: {error}") from None
+    every, staleness = config.service("learner").publish_every, config.run.max_staleness
+    if every > staleness + 1:
+        raise ConfigError(
+            f"learner.publish_every is {every} with run.max_staleness {staleness}; allowed: at most {staleness + 1}, "
+            "for the batches until the next publication would all be stale"
+        )
 
 
 def check_model(directory: Path) -> None:
@@ -44,11 +75,11 @@ def check_model(directory: Path) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"model.path is {shown(str(directory))}, whose config.json names no model_type") from None
-    if family not in FAMILIES:
-        close = suggestion(str(family), list(FAMILIES))
+    if family not in SUPPORTED:
+        close = suggestion(str(family), list(SUPPORTED))
         slip = f" (did you mean {close}?)" if close else ""
         raise ConfigError(
-            f"model.path is {shown(str(directory))} of family {shown(family)}; allowed: {', '.join(FAMILIES)}{slip}"
+            f"model.path is {shown(str(directory))} of family {shown(family)}; allowed: {', '.join(SUPPORTED)}{slip}"
         )
     if not any(directory.glob("*.safetensors")):
         raise ConfigError(

@@ -20,7 +20,7 @@ def described(record: Record, model: Path) -> dict[str, Any]:
     place = {
         "record": f"{record.topic}/{record.partition}/{record.offset}",
         "key": None if record.key is None else record.key.decode(errors="replace"),
-        "time": _clock(record.time_s),
+        "time": clock(record.time_s),
         "bytes": len(record.value),
         "headers": {name: value.decode(errors="replace") for name, value in record.headers.items()},
     }
@@ -97,5 +97,5 @@ def _decoded(ids: NDArray, model: Path) -> str | None:
     return text
 
 
-def _clock(time_s: float) -> str:
+def clock(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_s)) + f".{int(time_s * 1000) % 1000:03d}Z"

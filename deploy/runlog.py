@@ -10,7 +10,7 @@ from schemas import TOPICS, Event, UndecodableError, decode
 from streams.admin import Admin, TopicPartition
 from streams.broker import running_broker
 from streams.record import Record
-from streams.replay import read_topic
+from streams.scan import scan_topic
 from streams.tracker import OffsetTracker
 
 
@@ -21,9 +21,9 @@ class RunLog:
     bootstrap: str
     run: str
 
-    def read(self, topic: str, *, since_s: float | None = None) -> Iterator[Record]:
-        """Every record of `topic` (short name) up to its end of now."""
-        return read_topic(self.bootstrap, self.run, topic, since_s=since_s)
+    def read(self, topic: str, *, since_s: float | None = None, until_s: float | None = None) -> Iterator[Record]:
+        """Every record of `topic` (short name) up to its end of now, in a time window [since_s, until_s)."""
+        return scan_topic(self.bootstrap, self.run, topic, since_s=since_s, until_s=until_s)
 
     def events(self, topic: str) -> Iterator[tuple[Event, Record]]:
         """The same, decoded; what does not decode is left out (it is in the dead letters)."""

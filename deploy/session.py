@@ -32,6 +32,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BROKER_STOP_S: Final = 10.0
 _BROKER_LOOK_S: Final = 0.5
 _HOUR_MS: Final = 3_600_000
+_LETTER_MARGIN_BYTES: Final = 2 << 20
 
 
 class Session:
@@ -200,13 +201,15 @@ def topic_specs(config: RunConfig) -> list[TopicSpec]:
     """The catalogue's topics as this run has them."""
     retention_ms = int(config.run.retention_h * _HOUR_MS) or -1
     limit = {"max.message.bytes": str(config.broker.message_max_bytes)} if config.broker.kind == "external" else {}
+    # A record as large as a topic takes, refused, must still fit into its letter.
+    letter_limit = {"max.message.bytes": str(config.broker.message_max_bytes + _LETTER_MARGIN_BYTES)}
     return [
         TopicSpec(
             topic.on(config.run.id),
             config.run.partitions if topic.sharded else 1,
             topic.cleanup,
             None if topic.cleanup == "compact" else retention_ms,
-            limit,
+            letter_limit if topic.name == "dead-letters" else limit,
         )
         for topic in TOPICS.values()
     ]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from learner.distributed import Ranks
 from learner.errors import CheckpointError
+from streams.faults import reach
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -91,6 +92,7 @@ class Checkpoints:
         partial = final.with_suffix(".tmp")
         self._all_ranks(lambda: self._clear(partial))
         written = self._all_ranks(lambda: self._write_shards(partial, shards))
+        reach("checkpoint.shards")
         files = tuple(msgspec.json.decode(part, type=ShardFile) for part in written)
         shapes = {name: shard.shape for name, shard in shards.items()}
         manifest = Manifest(FORMAT, self._model, position, shapes, files)
@@ -158,7 +160,9 @@ class Checkpoints:
             _sync(partial)
             if final.exists():
                 shutil.rmtree(final)
+            reach("checkpoint.manifest")
             partial.rename(final)
+            reach("checkpoint.renamed")
             _sync(self._directory)
             for old in _steps(self._directory)[self._keep :]:
                 shutil.rmtree(old)
@@ -199,6 +203,11 @@ def verify(path: Path, model: str) -> Manifest:
         if digest_of(shard) != file.digest:
             raise CheckpointError(f"checkpoint file {shard} differs from its digest {file.digest[:16]}…")
     return manifest
+
+
+def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
+    """The model's identity in checkpoints: the names and shapes of its tensors, wherever its directory lies."""
+    return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()
 
 
 def digest_of(path: Path) -> str:

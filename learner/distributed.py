@@ -19,6 +19,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from learner.errors import RankError
+from learner.lifeline import Lifeline
 
 RENDEZVOUS_FILE: Final = "learner-rendezvous.json"
 _POLL_S: Final = 0.05
@@ -88,10 +89,17 @@ def exchange(data: bytes, world: int, group: dist.ProcessGroup) -> list[bytes]:
 
 
 def join(
-    rank: int, world: int, directory: Path, port: int, rendezvous_timeout_s: float, collective_timeout_s: float
+    rank: int,
+    world: int,
+    directory: Path,
+    port: int,
+    rendezvous_timeout_s: float,
+    collective_timeout_s: float,
+    lifeline: Lifeline | None = None,
 ) -> Ranks:
     """Meet the other ranks: at MASTER_ADDR:MASTER_PORT where torchrun or a pod sets them, else at `port` of this
-    machine, or, with port 0, at a free port that rank 0 writes into `directory`.
+    machine, or, with port 0, at a free port that rank 0 writes into `directory`. `lifeline` tells of a rank that ends
+    from then on, while they still meet included.
 
     Blocks up to `rendezvous_timeout_s`. RankError: the ranks did not meet.
     """
@@ -100,7 +108,7 @@ def join(
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
     timeout = timedelta(seconds=collective_timeout_s)
     try:
-        store = _meet(rank, world, directory, port, rendezvous_timeout_s)
+        store = _meet(rank, world, directory, port, rendezvous_timeout_s, lifeline)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=world
         )
@@ -119,35 +127,46 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _meet(rank: int, world: int, directory: Path, port: int, timeout_s: float) -> Store:
-    timeout = timedelta(seconds=timeout_s)
+def _meet(rank: int, world: int, directory: Path, port: int, timeout_s: float, lifeline: Lifeline | None) -> Store:
+    host, listen = "127.0.0.1", "127.0.0.1"
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return TCPStore(host, port, world, rank == 0, timeout, wait_for_workers=False)
-    if port:
-        return TCPStore("127.0.0.1", port, world, rank == 0, timeout, wait_for_workers=False)
-    if rank == 0:
-        store = TCPStore("127.0.0.1", 0, world, True, timeout, wait_for_workers=False)
-        _write_whole(directory / RENDEZVOUS_FILE, json.dumps({"port": store.port}))
+        host, listen, port = os.environ["MASTER_ADDR"], "", int(os.environ["MASTER_PORT"])
+    path = directory / RENDEZVOUS_FILE
+    if rank != 0 and not port:
+        return _follow_rank_zero(rank, world, path, timeout_s, lifeline)
+    store = TCPStore(host, port, world, rank == 0, timedelta(seconds=timeout_s), wait_for_workers=False)
+    if rank != 0:
+        if lifeline:
+            lifeline.hold(store, host, rank)
         return store
-    return _follow_rank_zero(rank, world, directory / RENDEZVOUS_FILE, timeout_s)
+    if lifeline:
+        lifeline.serve(store, listen, world)
+    if not port:
+        _write_whole(path, json.dumps({"port": store.port}))
+    return store
 
 
-def _follow_rank_zero(rank: int, world: int, path: Path, timeout_s: float) -> Store:
+def _follow_rank_zero(rank: int, world: int, path: Path, timeout_s: float, lifeline: Lifeline | None) -> Store:
     """Connect to the store that `path` names; one of an earlier incarnation is dead, or has seen this rank before."""
     deadline = time.monotonic() + timeout_s
     spent: int | None = None
     while time.monotonic() < deadline:
         port = _read_port(path)
         if port is not None and port != spent and _listens(port):
-            spent = port
             try:
                 store = TCPStore("127.0.0.1", port, world, False, timedelta(seconds=_CONNECT_S), wait_for_workers=False)
-                store.set_timeout(timedelta(seconds=timeout_s))
+                # Before it is counted: from then on rank 0 must notice its end.
+                if lifeline:
+                    lifeline.hold(store, "127.0.0.1", rank)
                 if store.add(f"joined/{rank}", 1) == 1:
+                    store.set_timeout(timedelta(seconds=timeout_s))
                     return store
-            except RuntimeError:
-                continue
+                spent = port
+            except (RuntimeError, OSError):
+                # Whoever listens there is no rank 0 any more, or not yet.
+                pass
+            if lifeline:
+                lifeline.release()
         # A file is all that two processes without a common parent share; nothing can be awaited on it.
         time.sleep(_POLL_S)
     raise RankError(f"learner rank {rank} waited {timeout_s:g} s for rank 0 to write {path}")

@@ -1,7 +1,9 @@
 """What can go wrong in the learner."""
 
+from schemas import EachpromptError
 
-class LearnerError(Exception):
+
+class LearnerError(EachpromptError):
     """Base of every error of the learner; the message is one sentence."""
 
 

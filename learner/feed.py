@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from learner.errors import LearnerError, RejectedSequenceError
 from learner.policy import ModelShape
@@ -36,12 +36,14 @@ class LoadedBatch:
 
 @dataclass(frozen=True)
 class Reading:
-    """Which rollouts a rank fetches, how long that may take (seconds), and what they must fit."""
+    """Which rollouts a rank fetches, how long that may take (seconds), what they must fit; `rejected` gives, by rollout
+    id, why an earlier life has left some of them out of the batches that come again."""
 
     rank: int
     world: int
     shape: ModelShape
     timeout_s: float
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 class Feed:
@@ -55,6 +57,7 @@ class Feed:
         self._reading = reading
         self._offset = offset
         self._next = next_batch
+        self._given = next_batch
         self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
         self._waiting_since: float | None = None
         scope.add_status(self._waits)
@@ -66,7 +69,11 @@ class Feed:
         stopping = asyncio.ensure_future(self._scope.stopping.wait())
         try:
             await asyncio.wait([getting, stopping], return_when=asyncio.FIRST_COMPLETED)
-            return None if self._scope.stopping.is_set() else getting.result()
+            if self._scope.stopping.is_set():
+                return None
+            batch = getting.result()
+            self._given = batch.plan.batch + 1
+            return batch
         finally:
             self._waiting_since = None
             getting.cancel()
@@ -76,7 +83,7 @@ class Feed:
         """For `status`: without a deadline, since a run may have nothing to train on for as long as it likes."""
         if self._waiting_since is None:
             return []
-        return [f"waits for batch {self._next} since {time.monotonic() - self._waiting_since:.0f} s"]
+        return [f"waits for batch {self._given} since {time.monotonic() - self._waiting_since:.0f} s"]
 
     async def fill(self) -> None:
         """For ever. LearnerError: a batch number is left out, or the log is another one; no retry can mend that."""
@@ -118,8 +125,15 @@ class Feed:
         started = time.monotonic()
         own = assign(plan.ranks, self._reading.world)[self._reading.rank]
         wanted = [plan.sequences[index] for micro in own for index in micro]
+        rejected = {
+            sequence.rollout_id: self._reading.rejected[sequence.rollout_id]
+            for sequence in wanted
+            if sequence.rollout_id in self._reading.rejected
+        }
         async with self._scope.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
-            found, rejected = await self._fetch(fetcher, wanted)
+            needed = [sequence for sequence in wanted if sequence.rollout_id not in rejected]
+            found, missing = await self._fetch(fetcher, needed)
+        rejected |= missing
         rollouts = await asyncio.to_thread(self._decode, plan, wanted, found, rejected)
         for sequence in wanted:
             if sequence.rollout_id in rejected and sequence.rollout in found:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,10 +18,7 @@ from learner.errors import ModelError
 from learner.logprobs import token_logprobs_and_entropy
 from learner.replay import moe_routers
 from learner.sequences import PackedRow
-from learner.settings import LearnerSettings, Precision
-
-SUPPORTED: Final = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3")
-"""`model_type` of the families that router replay has an adapter for."""
+from learner.settings import SUPPORTED, LearnerSettings, Precision
 
 
 @dataclass(frozen=True)

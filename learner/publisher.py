@@ -13,6 +13,7 @@ from learner.feed import TOPIC
 from learner.weights import stored_form, write_files
 from schemas import StepCompleted, WeightFile, WeightsPublished
 from streams import names, tracing
+from streams.faults import reach
 from streams.record import Output, Record
 from streams.scope import Scope
 from streams.transaction import TransactionalWriter
@@ -55,6 +56,7 @@ class Publisher:
         attributes = {names.VERSION: version}
         with tracing.span(names.PUBLISH, cause=batch, attributes=attributes):
             files, tensors = await asyncio.to_thread(self._upload, whole, version)
+            reach("publisher.uploaded")
             event = WeightsPublished(
                 version=version,
                 kind="full",
@@ -66,6 +68,7 @@ class Publisher:
             )
             async with self._lock:
                 await self._writer.write([Output("weights", event, key=str(version), cause=batch)])
+                reach("publisher.published")
 
     def _upload(self, whole: Mapping[str, Tensor], version: int) -> tuple[tuple[WeightFile, ...], int]:
         tensors = stored_form(self._model, whole, self._stored)

@@ -62,8 +62,8 @@ def _routes(routes: Routes, tokens: int, shape: ModelShape, blobs: BlobStore) ->
             f"routes are of {routes.shape[1]} layers and top-{routes.shape[2]} of {routes.experts} experts, "
             f"the model has {shape.moe_layers} and top-{shape.top_k} of {shape.experts}"
         )
-    recorded = _array(routes, blobs).numpy().astype(np.int16)
-    missing = (recorded == np.int16(routes.sentinel)).all(axis=-1, keepdims=True)
+    recorded = _array(routes, blobs).numpy()
+    missing = (recorded == routes.sentinel).all(axis=-1, keepdims=True)
     ordered = np.sort(recorded, axis=-1)
     twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1, keepdims=True)
     if ((recorded >= shape.experts) & ~missing).any():
@@ -71,7 +71,7 @@ def _routes(routes: Routes, tokens: int, shape: ModelShape, blobs: BlobStore) ->
     if (twice & ~missing).any():
         raise RejectedSequenceError("routes name one expert twice for one token")
     whole = np.full((tokens, shape.moe_layers, shape.top_k), NATIVE, dtype=np.int16)
-    whole[routes.first_token :] = np.where(missing, np.int16(NATIVE), recorded)
+    whole[routes.first_token :] = np.where(missing, np.int16(NATIVE), recorded.astype(np.int16))
     return torch.from_numpy(whole)
 
 

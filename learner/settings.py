@@ -1,12 +1,16 @@
 """The learner's settings: each field documented where it is defined. No torch, so that every command can read them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 Precision = Literal["f32", "bf16", "fp8"]
 ReplayMode = Literal["rollout", "old", "off"]
+
+
+SUPPORTED: Final = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3")
+"""`model_type` of the families that the learner trains and that router replay has an adapter for."""
 
 
 class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -30,6 +30,7 @@ from learner.replay import Replay, recorded, replayed
 from learner.schedule import learning_rate
 from learner.sequences import PackedRow, Rollout, filler, pack
 from learner.settings import LearnerSettings
+from streams.faults import reach
 
 Metrics = dict[str, Tensor]
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -195,6 +196,7 @@ class Trainer:
             torch._foreach_mul_(gradients, scale)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
+            reach("learner.training")
             self._optimizer.step()
             self.updates += 1
         self._optimizer.zero_grad(set_to_none=True)

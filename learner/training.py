@@ -7,7 +7,6 @@ Ranks agree before each batch that all go on with the same one, so that a SIGTER
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,14 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import torch
 
-from learner.checkpoints import Checkpoints, Position, Shard
+from learner.agreement import Intent, agreed
+from learner.checkpoints import Checkpoints, Position, Shard, fingerprint
 from learner.distributed import Ranks, join, leave
-from learner.errors import LearnerError, RankError
+from learner.done import Done, decode_done, read_done
+from learner.errors import RankError
 from learner.feed import Feed, LoadedBatch, Reading
 from learner.lanes import Lane
+from learner.lifeline import Lifeline
 from learner.policy import build_policy, mixed_precision, model_shape, read_config, stored_tensors
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings
@@ -32,19 +33,13 @@ from learner.step import StepReport, Trainer, build_objective
 from learner.weights import gather
 from schemas import Rejected, StepCompleted
 from streams import names, tracing
+from streams.faults import reach
 from streams.scope import Scope
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _VERDICT_S = 5.0
-
-
-class Intent(msgspec.Struct, frozen=True):
-    """What a rank is about to do: train on `batch` without what it `rejected`, or stop (None)."""
-
-    batch: int | None
-    rejected: tuple[Rejected, ...] = ()
 
 
 class Training:
@@ -61,17 +56,23 @@ class Training:
         self._position = Position()
         self._saved_step = 0
         self._published_step = 0
+        self._training_since: tuple[int, float] | None = None
         self._publishing: asyncio.Task[None] | None = None
         self._saving: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """See the class. LearnerError, StreamsError: this rank cannot go on."""
         settings, scope = self._settings, self._scope
+        lifeline = Lifeline()
+        scope.spawn(self._mourn(lifeline), "lifeline")
+        scope.add_status(self._waits)
         async with scope.wait("for the other ranks and the model", 2 * settings.rendezvous_timeout_s):
-            await self._training.run(self._start)
+            await self._training.run(partial(self._start, lifeline))
         scope.spawn(self._beat(), "heartbeat")
         await self._background.run(self._restore)
-        reading = Reading(self._rank, settings.ranks, self._shape, settings.fetch_timeout_s)
+        done = await self._done()
+        self._published_step = min(self._position.step, done.published)
+        reading = Reading(self._rank, settings.ranks, self._shape, settings.fetch_timeout_s, done.rejected)
         self._feed = Feed(scope, reading, self._position.offset, self._position.next_batch)
         scope.spawn(self._feed.fill(), "feed")
         self._publisher: Publisher | None = None
@@ -88,7 +89,7 @@ class Training:
                 lane.close()
         leave()
 
-    def _start(self) -> None:
+    def _start(self, lifeline: Lifeline) -> None:
         """Blocking: meet the other ranks, load and shard the model."""
         settings, context = self._settings, self._scope.context
         from transformers.utils import logging as transformers_logging
@@ -110,12 +111,13 @@ class Training:
             settings.master_port,
             settings.rendezvous_timeout_s,
             settings.collective_timeout_s,
+            lifeline,
         )
         self._stored = stored_tensors(directory)
         self._policy = build_policy(directory, settings, self._ranks.mesh)
         self._shape = model_shape(self._policy.model, settings.max_sequence_tokens)
         self._trainer = Trainer(self._policy, self._shape, settings, self._ranks)
-        model = f"{context.run}/{_fingerprint(self._stored)}"
+        model = f"{context.run}/{fingerprint(self._stored)}"
         self._checkpoints = Checkpoints(
             context.directory / "checkpoints", model, settings.keep_checkpoints, self._ranks
         )
@@ -130,8 +132,13 @@ class Training:
         self._trainer.restored(manifest.position.updates)
         torch.set_rng_state(self._checkpoints.rng_state(path, manifest))
         self._position = manifest.position
-        self._saved_step = self._published_step = self._position.step
+        self._saved_step = self._position.step
         logger.info("goes on from %s", path)
+
+    async def _done(self) -> Done:
+        """What rank 0 reads on the log: all ranks go by the same."""
+        read = (await read_done(self._scope.log, self._position.next_batch)).encode() if self._rank == 0 else b""
+        return decode_done((await self._collective(partial(self._ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
         self._scope.ready()
@@ -157,8 +164,10 @@ class Training:
         started = time.monotonic()
         step = self._position.step
         attributes = {names.STEP: step, names.VERSION: step + 1}
+        self._training_since = (batch.plan.batch, started)
         with tracing.span(names.TRAIN, links=[batch.record], attributes=attributes):
             report = await self._collective(partial(self._trainer.train, batch.micro_batches, step))
+        self._training_since = None
         self._position = Position(
             step=step + 1,
             updates=self._trainer.updates,
@@ -166,12 +175,21 @@ class Training:
             offset=batch.record.offset + 1,
         )
         wall_s = time.monotonic() - started
+        reach("learner.trained")
         await self._announce(batch, rejected, report, wall_s, waited_s)
+        reach("learner.announced")
         if self._position.step % self._settings.publish_every == 0:
             await self._publish(batch)
         if self._position.step % self._settings.checkpoint_every == 0:
             await self._save()
         return True
+
+    def _waits(self) -> list[str]:
+        """For `status`."""
+        if self._training_since is None:
+            return []
+        batch, since = self._training_since
+        return [f"trains on batch {batch} since {time.monotonic() - since:.0f} s"]
 
     async def _collective(self, work: Callable[[], _T]) -> _T:
         """Run `work` in the training thread. Where another rank's end breaks it, the heartbeat says whose it was."""
@@ -186,15 +204,10 @@ class Training:
     async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
         """What all ranks together reject of the batch, or None where one of them stops."""
         intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
-        said = await self._collective(partial(self._ranks.exchange, msgspec.json.encode(intent)))
-        intents = [msgspec.json.decode(part, type=Intent) for part in said]
-        numbers = {intent.batch for intent in intents}
-        if None in numbers:
+        rejected = agreed(await self._collective(partial(self._ranks.exchange, intent.encode())))
+        if rejected is None:
             self._scope.stopping.set()
-            return None
-        if len(numbers) > 1:
-            raise LearnerError(f"ranks are about to train on different batches: {sorted(map(str, numbers))}")
-        return tuple(rejected for intent in intents for rejected in intent.rejected)
+        return rejected
 
     async def _announce(
         self, batch: LoadedBatch, rejected: tuple[Rejected, ...], report: StepReport, wall_s: float, waited_s: float
@@ -258,6 +271,13 @@ class Training:
         await self._published()
         await self._saved()
 
+    async def _mourn(self, lifeline: Lifeline) -> None:
+        """A rank that is gone takes the others with it at once, whatever they are waiting for."""
+        rank = await lifeline.lost()
+        if not self._scope.stopping.is_set():
+            self._lost.set()
+            raise RankError(f"learner rank {rank} is gone: its connection has ended (seen by rank {self._rank})")
+
     async def _beat(self) -> None:
         """Signs of life, beside everything else; they also carry one rank's SIGTERM to the others."""
         scope, settings = self._scope, self._settings
@@ -274,8 +294,3 @@ class Training:
             if stopping:
                 scope.stopping.set()
             await asyncio.sleep(settings.heartbeat_s)
-
-
-def _fingerprint(stored: dict[str, tuple[int, ...]]) -> str:
-    """The model's identity in checkpoints: the names and shapes of its tensors, wherever its directory lies."""
-    return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()

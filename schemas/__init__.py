@@ -1,8 +1,8 @@
 """Wire contracts: events, array wrapper, topic catalogue, evolution rules. No I/O, no torch."""
 
 from schemas.arrays import NDArray
-from schemas.codec import MAX_EVENT_BYTES, decode, encode, schema_header
-from schemas.errors import SchemaError, UndecodableError
+from schemas.codec import MAX_EVENT_BYTES, MAX_LETTER_BYTES, decode, encode, schema_header
+from schemas.errors import EachpromptError, SchemaError, UndecodableError
 from schemas.events import (
     BatchPlanned,
     DeadLetter,
@@ -40,11 +40,13 @@ from schemas.topics import TOPICS, Topic, partition_of, topic
 
 __all__ = [
     "MAX_EVENT_BYTES",
+    "MAX_LETTER_BYTES",
     "TOPICS",
     "BatchPlanned",
     "BlobRef",
     "DeadLetter",
     "Disposition",
+    "EachpromptError",
     "EngineInfo",
     "Event",
     "GroupDropped",

@@ -12,6 +12,9 @@ SCHEMA_VERSION: Final = 1
 
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
+MAX_LETTER_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
+"""A dead letter holds a record of whatever size a topic takes, and says a little about it."""
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
@@ -23,8 +26,8 @@ def encode(event: Event) -> bytes:
 
 def decode(data: bytes | memoryview) -> Event:
     """The event in `data`; its arrays are views into it. UndecodableError: anything else, in one sentence."""
-    if len(data) > MAX_EVENT_BYTES:
-        raise UndecodableError(f"record of {len(data)} bytes is over the limit of {MAX_EVENT_BYTES}")
+    if len(data) > MAX_LETTER_BYTES:
+        raise UndecodableError(f"record of {len(data)} bytes is over the limit of {MAX_LETTER_BYTES}")
     try:
         return _decoder.decode(data)
     except msgspec.DecodeError as error:

@@ -1,7 +1,11 @@
-"""What can be wrong with a wire value."""
+"""What can be wrong with a wire value, and the base of everything this project says is wrong."""
 
 
-class SchemaError(ValueError):
+class EachpromptError(Exception):
+    """Base of every package's errors: its message is one sentence that a user can act on, without a traceback."""
+
+
+class SchemaError(EachpromptError, ValueError):
     """Base of every error about the shape or content of an event."""
 
 

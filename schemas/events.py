@@ -11,8 +11,11 @@ import numpy as np
 
 from schemas.arrays import NDArray
 from schemas.parts import (
+    MAX_SAMPLES,
+    Count,
     Disposition,
     EngineInfo,
+    Finite,
     Member,
     Message,
     PlannedSequence,
@@ -23,8 +26,10 @@ from schemas.parts import (
     RolloutTimings,
     Routes,
     Sampling,
+    Time,
     WeightFile,
     WeightSpan,
+    check_reference,
 )
 
 
@@ -41,27 +46,28 @@ class GroupRequested(EventBase, frozen=True, kw_only=True):
 
     group_id: str
     prompt_id: str
-    visit: int
-    sequence: int
+    visit: Count
+    sequence: Count
     task: str
-    samples: int
+    samples: Count
     sampling: Sampling
     verifier: str
     reference: str | dict[str, Any]
-    time_s: float
-    deadline_s: float
+    time_s: Time
+    deadline_s: Time
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
     purpose: Purpose = "train"
-    evaluation: int | None = None
-    version: int = 0
-    predicted_tokens: int | None = None
+    evaluation: Count | None = None
+    version: Count = 0
+    predicted_tokens: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError(f"group {self.group_id} has exactly one of prompt and messages")
-        if self.samples < 1:
-            raise ValueError(f"group {self.group_id} asks for {self.samples} samples and not for at least 1")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"group {self.group_id} asks for {self.samples} samples and not for 1 to {MAX_SAMPLES}")
+        check_reference(f"group {self.group_id}", self.reference)
 
 
 class RolloutCompleted(EventBase, frozen=True, kw_only=True):
@@ -73,15 +79,15 @@ class RolloutCompleted(EventBase, frozen=True, kw_only=True):
     rollout_id: str
     group_id: str
     prompt_id: str
-    index: int
-    attempt: int
+    index: Count
+    attempt: Count
     producer_id: str
     request: Ref
     task: str
-    samples: int
+    samples: Count
     verifier: str
     reference: str | dict[str, Any]
-    deadline_s: float
+    deadline_s: Time
     prompt_ids: NDArray
     response_ids: NDArray
     logprobs: NDArray
@@ -90,13 +96,14 @@ class RolloutCompleted(EventBase, frozen=True, kw_only=True):
     finish_reason: Literal["stop", "length"]
     engine: EngineInfo
     timings: RolloutTimings
-    requested_s: float
-    time_s: float
+    requested_s: Time
+    time_s: Time
     routes: Routes | None = None
     purpose: Purpose = "train"
-    evaluation: int | None = None
+    evaluation: Count | None = None
 
     def __post_init__(self) -> None:
+        check_reference(f"rollout {self.rollout_id}", self.reference)
         tokens = self.response_ids.shape
         if self.prompt_ids.dtype != "u4" or self.response_ids.dtype != "u4" or self.logprobs.dtype != "f4":
             raise ValueError(f"rollout {self.rollout_id} has ids that are not u4 or log-probs that are not f4")
@@ -123,26 +130,26 @@ class RolloutScored(EventBase, frozen=True, kw_only=True):
     rollout_id: str
     group_id: str
     prompt_id: str
-    index: int
-    attempt: int
+    index: Count
+    attempt: Count
     rollout: Ref
     task: str
-    samples: int
-    deadline_s: float
+    samples: Count
+    deadline_s: Time
     valid: bool
-    time_s: float
-    reward: float = 0.0
-    passed: float | None = None
+    time_s: Time
+    reward: Finite = 0.0
+    passed: Finite | None = None
     components: tuple[RewardComponent, ...] = ()
     error: str | None = None
-    prompt_tokens: int = 0
-    response_tokens: int = 0
-    oldest_version: int = 0
-    newest_version: int = 0
+    prompt_tokens: Count = 0
+    response_tokens: Count = 0
+    oldest_version: Count = 0
+    newest_version: Count = 0
     finish_reason: str = "stop"
     purpose: Purpose = "train"
-    evaluation: int | None = None
-    requested_s: float = 0.0
+    evaluation: Count | None = None
+    requested_s: Time = 0.0
 
 
 class GroupReady(EventBase, frozen=True, kw_only=True):
@@ -152,13 +159,13 @@ class GroupReady(EventBase, frozen=True, kw_only=True):
     prompt_id: str
     task: str
     members: tuple[Member, ...]
-    reward_mean: float
-    reward_std: float
-    time_s: float
-    deadline_s: float
-    pass_rate: float | None = None
+    reward_mean: Finite
+    reward_std: Finite
+    time_s: Time
+    deadline_s: Time
+    pass_rate: Finite | None = None
     partial: bool = False
-    requested_s: float = 0.0
+    requested_s: Time = 0.0
 
 
 class GroupDropped(EventBase, frozen=True, kw_only=True):
@@ -169,10 +176,10 @@ class GroupDropped(EventBase, frozen=True, kw_only=True):
     task: str
     reason: Disposition
     members: tuple[Member, ...]
-    time_s: float
-    pass_rate: float | None = None
-    reward_mean: float = 0.0
-    requested_s: float = 0.0
+    time_s: Time
+    pass_rate: Finite | None = None
+    reward_mean: Finite = 0.0
+    requested_s: Time = 0.0
 
 
 class GroupEvaluated(EventBase, frozen=True, kw_only=True):
@@ -181,12 +188,12 @@ class GroupEvaluated(EventBase, frozen=True, kw_only=True):
     group_id: str
     prompt_id: str
     task: str
-    evaluation: int
+    evaluation: Count
     members: tuple[Member, ...]
-    time_s: float
-    pass_rate: float | None = None
-    reward_mean: float = 0.0
-    requested_s: float = 0.0
+    time_s: Time
+    pass_rate: Finite | None = None
+    reward_mean: Finite = 0.0
+    requested_s: Time = 0.0
 
 
 class RolloutDisposed(EventBase, frozen=True, kw_only=True):
@@ -196,7 +203,7 @@ class RolloutDisposed(EventBase, frozen=True, kw_only=True):
     group_id: str
     rollout: Ref
     disposition: Disposition
-    time_s: float
+    time_s: Time
 
 
 class BatchPlanned(EventBase, frozen=True, kw_only=True):
@@ -206,18 +213,23 @@ class BatchPlanned(EventBase, frozen=True, kw_only=True):
     `fill` the share of the token budget used; `imbalance` max load / mean load.
     """
 
-    batch: int
+    batch: Count
     groups: tuple[str, ...]
     sequences: tuple[PlannedSequence, ...]
-    ranks: tuple[tuple[tuple[int, ...], ...], ...]
-    token_budget: int
-    time_s: float
-    loads: tuple[float, ...] = ()
-    fill: float = 0.0
-    imbalance: float = 1.0
+    ranks: tuple[tuple[tuple[Count, ...], ...], ...]
+    token_budget: Count
+    time_s: Time
+    loads: tuple[Finite, ...] = ()
+    fill: Finite = 0.0
+    imbalance: Finite = 1.0
     staleness_max: int = 0
-    staleness_mean: float = 0.0
-    waited_s: float = 0.0
+    staleness_mean: Finite = 0.0
+    waited_s: Finite = 0.0
+
+    def __post_init__(self) -> None:
+        indices = sorted(index for rank in self.ranks for micro_batch in rank for index in micro_batch)
+        if indices != list(range(len(self.sequences))):
+            raise ValueError(f"batch {self.batch} does not place each of its {len(self.sequences)} sequences once")
 
 
 class StepCompleted(EventBase, frozen=True, kw_only=True):
@@ -226,56 +238,63 @@ class StepCompleted(EventBase, frozen=True, kw_only=True):
     A later record for the same step is a replay after a crash and says the same; readers keep the first.
     """
 
-    step: int
-    batch: int
+    step: Count
+    batch: Count
     batch_ref: Ref
-    version: int
+    version: Count
     metrics: dict[str, float]
-    time_s: float
-    tokens: int = 0
-    sequences: int = 0
+    time_s: Time
+    tokens: Count = 0
+    sequences: Count = 0
     rejected: tuple[Rejected, ...] = ()
-    wall_s: float = 0.0
-    waited_s: float = 0.0
+    wall_s: Finite = 0.0
+    waited_s: Finite = 0.0
 
 
 class WeightsPublished(EventBase, frozen=True, kw_only=True):
     """Weights `version` are in the blob store, complete and fsynced, when this is written."""
 
-    version: int
+    version: Count
     kind: Literal["full", "delta"]
     precision: Literal["bf16", "fp8", "f32"]
     files: tuple[WeightFile, ...]
-    tensors: int
-    parent_step: int
-    time_s: float
-    base_version: int | None = None
+    tensors: Count
+    parent_step: Count
+    time_s: Time
+    base_version: Count | None = None
 
 
 class WeightsApplied(EventBase, frozen=True, kw_only=True):
     """A producer generates with weights `version` from now on; `pause_s` is how long generation stood still."""
 
     producer_id: str
-    version: int
-    time_s: float
-    published_s: float = 0.0
-    fetch_s: float = 0.0
-    pause_s: float = 0.0
-    in_flight: int = 0
+    version: Count
+    time_s: Time
+    published_s: Time = 0.0
+    fetch_s: Finite = 0.0
+    pause_s: Finite = 0.0
+    in_flight: Count = 0
     canary_logprobs: NDArray | None = None
 
 
 class DeadLetter(EventBase, frozen=True, kw_only=True):
-    """A record that a stage could not take, with its original bytes."""
+    """A record that a stage could not take, with its original bytes; or a later word on one, without them.
+
+    `replayed` says that the record was put back there (the letter of a rollout stays that rollout's end: what was put
+    back is a new one). `purged` says that its bytes were deleted; `ends` are then the rollouts that ended with it.
+    """
 
     source: Ref
     stage: str
     error: str
     data: bytes
-    time_s: float
+    time_s: Time
     key: bytes | None = None
     headers: dict[str, bytes] = {}
-    attempts: int = 1
+    attempts: Count = 1
+    replayed: Ref | None = None
+    purged: bool = False
+    ends: tuple[Ref, ...] = ()
 
 
 Event = (

@@ -1,8 +1,9 @@
 """The parts that events are made of: references, messages, sampling, spans, routes, blobs, scores."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from schemas.arrays import NDArray
 
@@ -13,6 +14,20 @@ Disposition = Literal[
 
 Purpose = Literal["train", "evaluate"]
 
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""A number of something, an offset, a version: what every client's 64 bits can hold."""
+
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+"""Neither infinite nor NaN: one NaN reward would make every mean and comparison after it meaningless."""
+
+Time = Annotated[float, Meta(ge=0, le=1e11)]
+"""Unix seconds, up to the year 5138: a NaN deadline would never pass."""
+
+MAX_REFERENCE_DEPTH: Final = 32
+
+MAX_SAMPLES: Final = 65_536
+"""Samples of one group: a producer makes room for each of them as soon as it has the request."""
+
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every part: a MessagePack map whose absent fields have their defaults."""
@@ -22,8 +37,8 @@ class Ref(NamedTuple):
     """Where a record is: short topic name of the catalogue, partition, offset."""
 
     topic: str
-    partition: int
-    offset: int
+    partition: Count
+    offset: Count
 
 
 class Message(Part, frozen=True, kw_only=True):
@@ -36,10 +51,10 @@ class Message(Part, frozen=True, kw_only=True):
 class Sampling(Part, frozen=True, kw_only=True):
     """How tokens are drawn; `top_k` 0 and `top_p` 1 mean the whole vocabulary, as the importance ratios assume."""
 
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    max_tokens: Count
+    temperature: Finite = 1.0
+    top_p: Finite = 1.0
+    top_k: Count = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -54,15 +69,15 @@ class Sampling(Part, frozen=True, kw_only=True):
 class WeightSpan(NamedTuple):
     """The response tokens from `first_token` on (until the next span) were computed with weights `version`."""
 
-    first_token: int
-    version: int
+    first_token: Count
+    version: Count
 
 
 class BlobRef(Part, frozen=True, kw_only=True):
     """Bytes outside the log: where, how many, their digest (`blake2b-256` hex of the stored bytes) and codec."""
 
     uri: str
-    size: int
+    size: Count
     digest: str
     codec: Literal["none", "zstd"] = "none"
 
@@ -75,11 +90,11 @@ class Routes(Part, frozen=True, kw_only=True):
     Exactly one of `data` (inline) and `blob` is set; the blob holds the same C-order bytes.
     """
 
-    experts: int
-    shape: tuple[int, int, int]
+    experts: Annotated[int, Meta(ge=1, le=2**16)]
+    shape: tuple[Count, Count, Count]
     dtype: Literal["u1", "u2"]
-    sentinel: int
-    first_token: int = 0
+    sentinel: Annotated[int, Meta(ge=0, lt=2**16)]
+    first_token: Count = 0
     data: NDArray | None = None
     blob: BlobRef | None = None
 
@@ -96,6 +111,20 @@ class Routes(Part, frozen=True, kw_only=True):
             )
 
 
+def check_reference(owner: str, reference: object) -> None:
+    """ValueError: a verifier's reference nests deeper than MAX_REFERENCE_DEPTH, which no encoder would take again."""
+    level, depth = [reference], 0
+    while level := [
+        item
+        for value in level
+        if isinstance(value, dict | list | tuple)
+        for item in (value.values() if isinstance(value, dict) else value)
+    ]:
+        depth += 1
+        if depth > MAX_REFERENCE_DEPTH:
+            raise ValueError(f"{owner} has a reference that nests deeper than {MAX_REFERENCE_DEPTH}")
+
+
 class EngineInfo(Part, frozen=True, kw_only=True):
     """What generated a rollout."""
 
@@ -110,10 +139,10 @@ class EngineInfo(Part, frozen=True, kw_only=True):
 class RolloutTimings(Part, frozen=True, kw_only=True):
     """Unix times in seconds: taken from the log, handed to the engine, first token, last token."""
 
-    received_s: float
-    started_s: float
-    first_token_s: float
-    finished_s: float
+    received_s: Time
+    started_s: Time
+    first_token_s: Time
+    finished_s: Time
 
 
 class RewardComponent(Part, frozen=True, kw_only=True):
@@ -121,8 +150,8 @@ class RewardComponent(Part, frozen=True, kw_only=True):
 
     name: str
     version: str
-    value: float
-    weight: float = 1.0
+    value: Finite
+    weight: Finite = 1.0
 
 
 class Member(Part, frozen=True, kw_only=True):
@@ -130,13 +159,13 @@ class Member(Part, frozen=True, kw_only=True):
 
     rollout_id: str
     rollout: Ref
-    reward: float = 0.0
-    advantage: float = 0.0
-    passed: float | None = None
-    prompt_tokens: int = 0
-    response_tokens: int = 0
-    oldest_version: int = 0
-    newest_version: int = 0
+    reward: Finite = 0.0
+    advantage: Finite = 0.0
+    passed: Finite | None = None
+    prompt_tokens: Count = 0
+    response_tokens: Count = 0
+    oldest_version: Count = 0
+    newest_version: Count = 0
     disposition: Disposition | None = None
 
 
@@ -145,11 +174,11 @@ class PlannedSequence(Part, frozen=True, kw_only=True):
 
     rollout_id: str
     rollout: Ref
-    advantage: float
-    reward: float
-    prompt_tokens: int
-    response_tokens: int
-    oldest_version: int
+    advantage: Finite
+    reward: Finite
+    prompt_tokens: Count
+    response_tokens: Count
+    oldest_version: Count
 
 
 class WeightFile(Part, frozen=True, kw_only=True):

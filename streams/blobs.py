@@ -4,6 +4,7 @@ Any fsspec location works (`file://`, `s3://` …). A blob is complete before it
 it is written to a temporary name, fsynced and renamed; object stores make a finished upload visible at once.
 """
 
+import errno
 import hashlib
 import os
 import time
@@ -14,9 +15,12 @@ import fsspec
 
 from schemas import BlobRef
 from streams.errors import BlobError, ConfigurationError
+from streams.faults import reach
 
 _DIGEST_BYTES: Final = 32
 _CHUNK_BYTES: Final = 1 << 20
+_NO_PLACE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
+"""What a reference is to blame for, and not the store."""
 
 
 def digest_of(data: bytes | memoryview) -> str:
@@ -74,11 +78,16 @@ class BlobStore:
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            with source.open("rb") as file, temporary.open("wb") as out:
-                while chunk := file.read(_CHUNK_BYTES):
-                    out.write(chunk)
-                _sync(out)
-            temporary.replace(target)
+            try:
+                with source.open("rb") as file, temporary.open("wb") as out:
+                    while chunk := file.read(_CHUNK_BYTES):
+                        out.write(chunk)
+                    _sync(out)
+                reach("blobs.written")
+                temporary.replace(target)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
             _sync_directory(target.parent)
         else:
             self._fs.put_file(str(source), path)
@@ -86,10 +95,18 @@ class BlobStore:
 
     def get(self, ref: BlobRef) -> bytes:
         """The bytes behind `ref`, decompressed, after their size and digest were verified."""
+        path = self._fs._strip_protocol(ref.uri)
         try:
-            data: bytes = self._fs.cat_file(self._fs._strip_protocol(ref.uri))
+            # Asked for first, so that a reference to a device or to something huge is never read.
+            if self._local and (size := self._fs.size(path)) != ref.size:
+                raise BlobError(f"blob {ref.uri} has {size} bytes and not {ref.size}")
+            data: bytes = self._fs.cat_file(path)
         except FileNotFoundError as error:
             raise BlobError(f"blob {ref.uri} is not there") from error
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_PLACE:
+                raise
+            raise BlobError(f"blob {ref.uri!r} is no place of the store: {error}") from error
         if len(data) != ref.size:
             raise BlobError(f"blob {ref.uri} has {len(data)} bytes and not {ref.size}")
         if digest_of(data) != ref.digest:
@@ -128,6 +145,7 @@ def _write_durably(target: Path, data: bytes | memoryview, durable: bool = True)
             out.write(data)
             if durable:
                 _sync(out)
+        reach("blobs.written")
         temporary.replace(target)
     except OSError:
         temporary.unlink(missing_ok=True)

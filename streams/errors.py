@@ -1,9 +1,9 @@
 """What can go wrong in the log runtime."""
 
-from schemas import Ref
+from schemas import EachpromptError, Ref
 
 
-class StreamsError(Exception):
+class StreamsError(EachpromptError):
     """Base of every error of the log runtime."""
 
 

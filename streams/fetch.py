@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +12,10 @@ from streams.log import Log, Reader
 from streams.record import Record
 
 _POLL_S: Final = 0.5
+_FETCH_BYTES: Final = 256 * 1024
+"""What one request brings of a partition; much more would be read ahead of a seek for nothing (a larger record comes
+whole all the same)."""
+
 _SKIP_LIMIT: Final = 64
 """Reading over up to this many records between two wanted ones is cheaper than a new fetch."""
 
@@ -22,7 +26,7 @@ class RecordFetcher:
     def __init__(self, log: Log, topic: str) -> None:
         self._log = log
         self._topic = topic
-        self._reader = Reader(log, {(topic, p): 0 for p in log.partitions(topic)})
+        self._reader = Reader(log, {(topic, p): 0 for p in log.partitions(topic)}, fetch_bytes=_FETCH_BYTES)
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> "RecordFetcher":
@@ -41,40 +45,37 @@ class RecordFetcher:
                 raise MissingRecordError(ref)
             wanted[ref.partition].add(ref.offset)
         found: dict[Ref, Record] = {}
-        deadline = time.monotonic() + timeout_s
         async with self._lock:
-            for partition, offsets in wanted.items():
-                for run in _runs(sorted(offsets)):
-                    await self._read(partition, run, found, deadline, timeout_s)
+            await self._read(
+                {partition: deque(sorted(offsets)) for partition, offsets in wanted.items()}, found, timeout_s
+            )
         return [found[Ref(*ref)] for ref in refs]
 
-    async def _read(
-        self, partition: int, offsets: list[int], found: dict[Ref, Record], deadline: float, timeout_s: float
-    ) -> None:
-        missing = set(offsets)
-        self._reader.seek({(self._topic, partition): offsets[0]})
-        self._reader.resume(self._topic, [partition])
+    async def _read(self, wanted: dict[int, deque[int]], found: dict[Ref, Record], timeout_s: float) -> None:
+        """All partitions at once, each in the order of its offsets; over a wide gap it seeks."""
+        deadline = time.monotonic() + timeout_s
+        partitions = list(wanted)
+        self._reader.seek({(self._topic, partition): offsets[0] for partition, offsets in wanted.items()})
+        self._reader.resume(self._topic, partitions)
         try:
-            while missing:
+            while wanted:
                 if time.monotonic() > deadline:
-                    raise DeadlineError(f"for records of {self._topic}/{partition}", timeout_s)
+                    raise DeadlineError(f"for records of {self._topic}/{next(iter(wanted))}", timeout_s)
                 for record in await self._reader.poll(_POLL_S):
-                    if record.partition != partition:
-                        continue
-                    if record.offset in missing:
-                        missing.discard(record.offset)
-                        found[record.ref] = record
-                    elif missing and record.offset > min(missing):
-                        raise MissingRecordError(Ref(self._topic, partition, min(missing)))
+                    if (offsets := wanted.get(record.partition)) is not None:
+                        self._take(record, offsets, found)
+                        if not offsets:
+                            del wanted[record.partition]
+                            self._reader.pause(self._topic, [record.partition])
         finally:
-            self._reader.pause(self._topic, [partition])
+            self._reader.pause(self._topic, partitions)
 
-
-def _runs(offsets: list[int]) -> list[list[int]]:
-    """Split sorted offsets where a gap is too wide to read over."""
-    runs = [[offsets[0]]]
-    for offset in offsets[1:]:
-        if offset - runs[-1][-1] > _SKIP_LIMIT:
-            runs.append([])
-        runs[-1].append(offset)
-    return runs
+    def _take(self, record: Record, offsets: deque[int], found: dict[Ref, Record]) -> None:
+        if record.offset < offsets[0]:
+            return
+        if record.offset > offsets[0]:
+            raise MissingRecordError(Ref(self._topic, record.partition, offsets[0]))
+        found[record.ref] = record
+        offsets.popleft()
+        if offsets and offsets[0] - record.offset > _SKIP_LIMIT:
+            self._reader.seek({(self._topic, record.partition): offsets[0]})

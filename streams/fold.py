@@ -8,13 +8,13 @@ changelog: inputs that are not finished are delivered again after a restart and 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
-from schemas import Event, Ref, UndecodableError, decode
+from schemas import Event, Ref, UndecodableError
 from streams import names, tracing
-from streams.deadletters import dead_letter
+from streams.deadletters import dead_letter, event_of
 from streams.errors import Poison
 from streams.log import Reader
 from streams.recall import Recall, recalled
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 _POLL_S: Final = 0.1
 _MAX_RECORDS: Final = 500
 _QUEUE: Final = 4
+
+_LINGER_S: Final = 0.04
+"""Between the beginnings of two transactions, where input waits: each costs the broker six requests and its log some
+markers, whatever it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,16 @@ async def run_fold(scope: Scope, spec: FoldSpec, make: Callable[[int | None], Fo
             tasks.create_task(shard.run(), name=f"{spec.stage} shard {shard.key}")
 
 
+class _Position(NamedTuple):
+    """Nothing more comes below `offset` of an input partition."""
+
+    partition: int
+    offset: int
+
+
+_Queue = asyncio.Queue[Sequence[Record | _Position]]
+
+
 class _Shard:
     """One fold, its input partitions and its transactional producer."""
 
@@ -103,6 +117,7 @@ class _Shard:
         self._positions: dict[tuple[str, int], int | None] = {}
         self._dirty: set[int] = set()
         self._committed: dict[int, tuple[int, str]] = {}
+        self._written_s = -_LINGER_S
 
     async def start(self) -> None:
         """Fence the predecessor, read what it committed, recall its outputs."""
@@ -123,7 +138,7 @@ class _Shard:
         """Fold records until the service stops; every turn is one transaction."""
         log, spec = self._scope.log, self._spec
         observed: dict[tuple[str, int], int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
-        queue: asyncio.Queue[list[Record]] = asyncio.Queue(_QUEUE)
+        queue: _Queue = asyncio.Queue(_QUEUE)
         try:
             async with Reader(log, self._positions, self._group) as inputs, asyncio.TaskGroup() as tasks:
                 pumps = [tasks.create_task(self._pump(inputs, queue), name=f"{spec.stage} reads {spec.input}")]
@@ -136,7 +151,8 @@ class _Shard:
         finally:
             await self._writer.close()
 
-    async def _pump(self, reader: Reader, queue: "asyncio.Queue[list[Record]]") -> None:
+    async def _pump(self, reader: Reader, queue: _Queue) -> None:
+        told: dict[tuple[str, int], int] = {}
         while True:
             held = any(self._trackers[p].span >= MAX_SPAN for p in self._partitions)
             if held:
@@ -146,30 +162,38 @@ class _Shard:
             records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
             if records:
                 await queue.put(records)
+            elif (positions := await reader.positions()) != told:
+                # Drained: behind the records in the queue there are only transaction markers up to here.
+                await queue.put([_Position(p, position) for (_, p), position in positions.items()])
+                told = positions
 
-    async def _pump_observed(
-        self, positions: dict[tuple[str, int], int | None], queue: "asyncio.Queue[list[Record]]"
-    ) -> None:
+    async def _pump_observed(self, positions: dict[tuple[str, int], int | None], queue: _Queue) -> None:
         async with Reader(self._scope.log, positions) as reader:
             while True:
                 records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
                 if records:
                     await queue.put(records)
 
-    async def _turn(self, queue: "asyncio.Queue[list[Record]]") -> None:
+    async def _turn(self, queue: _Queue) -> None:
         """Take what is there (or wait for it, or for a deadline), fold it, write it."""
-        records: list[Record] = []
+        records: Sequence[Record | _Position] = ()
         try:
             async with asyncio.timeout(self._patience_s()):
                 records = await queue.get()
         except TimeoutError:
             pass
+        if records and (early_s := self._written_s + _LINGER_S - time.monotonic()) > 0:
+            await asyncio.sleep(early_s)
         while not queue.empty() and len(records) < _MAX_RECORDS:
-            records.extend(queue.get_nowait())
+            records = [*records, *queue.get_nowait()]
         now_s = time.time()
         outputs: list[Output] = []
         for record in records:
-            outputs.extend(self._take(record, now_s))
+            if isinstance(record, _Position):
+                self._trackers[record.partition].advance(record.offset)
+                self._dirty.add(record.partition)
+            else:
+                outputs.extend(self._take(record, now_s))
         due = self._fold.next_time_s()
         if due is not None and due <= now_s:
             outputs.extend(self._apply(self._fold.on_time(now_s)))
@@ -188,11 +212,11 @@ class _Shard:
             tracker.begin(record.offset)
             self._dirty.add(record.partition)
         try:
-            event = decode(record.value)
+            event = event_of(record)
             turn = (self._fold.on_event if is_input else self._fold.on_observed)(event, record, now_s)
         except (UndecodableError, Poison) as error:
             if tracker is None:
-                return []  # a side topic's record belongs to the stage that consumes it, which writes the dead letter
+                return []  # a side topic's record belongs to another stage, or to the dispatcher: it has its letter
             logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
             letter = dead_letter(record, self._spec.stage, str(error), now_s)
             return self._apply(Turn((letter,), (record.ref,)))
@@ -216,6 +240,7 @@ class _Shard:
         self._dirty.clear()
         if not outputs and not offsets:
             return
+        self._written_s = time.monotonic()
         links = tuple(output.cause for output in outputs if output.cause is not None)
         with tracing.span(
             names.process(self._spec.input),

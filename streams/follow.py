@@ -6,7 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal
 
-from schemas import Event, UndecodableError, decode
+from schemas import Event, UndecodableError
+from streams.deadletters import event_of
+from streams.errors import Poison
 from streams.log import Reader
 from streams.record import Record
 from streams.scope import Scope
@@ -25,11 +27,13 @@ async def follow(
     on: Listener,
     start: Literal["earliest", "latest"] = "earliest",
     caught_up: asyncio.Event | None = None,
+    on_unreadable: Callable[[Record, str], None] | None = None,
 ) -> None:
     """Call `on` for every record of `topics`, in log order by partition, until cancelled.
 
-    `caught_up` is set when everything that was on the log at the start has been handed on. Undecodable records are
-    skipped and counted: the stage that consumes them writes the dead letter.
+    `caught_up` is set when everything that was on the log at the start has been handed on. Records that
+    are no event of their topic are skipped and counted, and `on_unreadable` is told why: the stage that consumes the
+    topic writes the dead letter, and the dispatcher where no stage does.
     """
     log = scope.log
     keys = [(topic, partition) for topic in topics for partition in log.partitions(topic)]
@@ -47,11 +51,13 @@ async def follow(
                     caught_up.set()
             for record in await reader.poll(_POLL_S):
                 try:
-                    event = decode(record.value)
-                except UndecodableError as error:
+                    event = event_of(record)
+                except (UndecodableError, Poison) as error:
                     skipped += 1
                     scope.gauge("undecodable_skipped", skipped)
                     logger.warning("skipped %s: %s", record.ref, error)
+                    if on_unreadable is not None:
+                        on_unreadable(record, str(error))
                     continue
                 result = on(event, record)
                 if inspect.isawaitable(result):

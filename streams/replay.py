@@ -84,6 +84,6 @@ def _record(topic: str, message: object) -> Record:
         offset=message.offset,  # type: ignore[attr-defined]
         key=message.key,  # type: ignore[attr-defined]
         value=message.value or b"",  # type: ignore[attr-defined]
-        headers=dict(message.headers),  # type: ignore[attr-defined]
+        headers={name: header or b"" for name, header in message.headers},  # type: ignore[attr-defined]
         time_s=message.timestamp / 1000,  # type: ignore[attr-defined]
     )

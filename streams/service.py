@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from streams import tracing
+from schemas import EachpromptError
+from streams import faults, tracing
 from streams.blobs import BlobStore
 from streams.context import RunContext
 from streams.errors import ConfigurationError
@@ -35,6 +36,7 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
     )
     for client in ("aiokafka", "kafka"):
         logging.getLogger(client).setLevel(logging.WARNING)
+    faults.enter(name)
     provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -47,7 +49,8 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
         if isinstance(error, ConfigurationError):
             logger.error("%s: %s", name, error)
             return EXIT_CONFIGURATION
-        logger.error("%s failed", name, exc_info=error)
+        if not isinstance(error, EachpromptError):
+            logger.error("%s failed", name, exc_info=error)
         logger.error("%s: %s: %s", name, type(error).__name__, error)
         return EXIT_FAILED
     finally:

@@ -50,6 +50,16 @@ class OffsetTracker:
             raise ValueError(f"offset {offset} is finished but not open")
         del self._open[offset]
 
+    def advance(self, position: int) -> None:
+        """Every offset below `position` was delivered, and begun where it needed work, or will never come.
+
+        At the end of a partition this passes the transaction markers after the last record, so that the lag of a stage
+        that has nothing to do is 0. A position below what was begun changes nothing.
+        """
+        if self._ahead and position > self._ahead_top:
+            self._ahead.clear()
+        self._seen = max(self._seen, position)
+
     def is_finished(self, offset: int) -> bool:
         """Whether a delivered `offset` needs no work any more."""
         if offset < self._seen:

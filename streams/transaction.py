@@ -8,7 +8,9 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from schemas import Ref
 from streams.errors import DeadlineError, DeliveryError, FencedError
-from streams.log import Log, close, enqueue, within
+from streams.faults import reach
+from streams.log import Log, close, enqueue
+from streams.patience import started
 from streams.record import Output
 
 
@@ -27,8 +29,12 @@ class TransactionalWriter:
 
     async def open(self) -> None:
         """Fence the predecessor. DeadlineError."""
-        timeout = self._log.settings.call_timeout_s
-        await within(timeout, f"for the transaction coordinator of {self._id}", self._producer.start())
+        settings = self._log.settings
+        try:
+            await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
+        except BaseException:
+            await close(self._producer.stop(), 1.0)
+            raise
 
     async def close(self) -> None:
         """Stop the producer; an open transaction is left to the broker to abort."""
@@ -60,6 +66,7 @@ class TransactionalWriter:
         self, outputs: Sequence[Output], group: str | None, topic: str | None, offsets: Mapping[int, tuple[int, str]]
     ) -> list[Ref]:
         await self._producer.begin_transaction()
+        reach("transaction.begun")
         # commit_transaction() succeeds even if a send in it failed: every delivery is awaited first.
         deliveries = [await enqueue(self._log, self._producer, output) for output in outputs]
         written = [await delivery for delivery in deliveries]
@@ -67,7 +74,9 @@ class TransactionalWriter:
             full = self._log.full(topic)
             entries = {TopicPartition(full, p): OffsetAndMetadata(o, m) for p, (o, m) in offsets.items()}
             await self._producer.send_offsets_to_transaction(entries, group)
+        reach("transaction.sent")
         await self._producer.commit_transaction()
+        reach("transaction.committed")
         return [
             Ref(output.topic, metadata.partition, metadata.offset)
             for output, metadata in zip(outputs, written, strict=True)

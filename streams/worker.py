@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from schemas import Event, Ref, UndecodableError, decode
+from schemas import Event, Ref, UndecodableError
 from streams import names, tracing
-from streams.deadletters import dead_letter
+from streams.deadletters import dead_letter, event_of
 from streams.errors import Poison
+from streams.faults import reach
 from streams.log import Reader, Writer
 from streams.record import Output, Record
 from streams.scope import Scope
@@ -89,7 +90,12 @@ class _Pump:
                 self._changed.clear()
                 await _first_of(self._changed, self._scope.stopping)
                 continue
-            for record in await reader.poll(_POLL_S, max_records=room):
+            records = await reader.poll(_POLL_S, max_records=room)
+            if not records:
+                # Drained: what follows are transaction markers, and every record before them was begun.
+                for (_, partition), position in (await reader.positions()).items():
+                    self._trackers[partition].advance(position)
+            for record in records:
                 tracker = self._trackers[record.partition]
                 if tracker.is_finished(record.offset):
                     continue
@@ -111,13 +117,14 @@ class _Pump:
             attributes={names.PARTITION: record.partition, names.OFFSET: record.offset, names.STAGE: self._spec.stage},
         ):
             try:
-                event = decode(record.value)
+                event = event_of(record)
                 if not isinstance(event, self._spec.types):
                     raise Poison(f"a {type(event).__name__} does not belong on {record.topic}")
                 await self._worker.handle(event, record, self._writer.write)
             except (UndecodableError, Poison) as error:
                 logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
                 await self._writer.write(dead_letter(record, self._spec.stage, str(error), time.time()))
+        reach("worker.handled")
         self._trackers[record.partition].finish(record.offset)
 
     async def drain(self, budget_s: float) -> None:
@@ -141,6 +148,7 @@ class _Pump:
         states = {p: tracker.commit() for p, tracker in self._trackers.items()}
         moved = {p: state for p, state in states.items() if self._committed.get(p) != state}
         if moved:
+            reach("worker.committing")
             await reader.commit(self._spec.input, moved)
             self._committed.update(moved)
 

@@ -69,7 +69,8 @@ class Batcher:
 
     def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
         """Takes one event of `steps`: a trained batch makes room for the next."""
-        if isinstance(event, StepCompleted):
+        # A step of a batch that was never planned is no step of this run.
+        if isinstance(event, StepCompleted) and event.batch < self._planned:
             self._trained = max(self._trained, event.batch + 1)
         return self._advance(now_s)
 

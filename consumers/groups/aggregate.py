@@ -115,7 +115,8 @@ class Aggregator:
 
     def _opened(self, event: RolloutScored, now_s: float) -> _Open:
         # A backlog read after an outage is past its deadlines, and its groups are whole nevertheless.
-        closes_s = max(event.deadline_s, now_s + self._settings.settle_s)
+        # A deadline that a damaged record claims must not keep it open for ever.
+        closes_s = min(max(event.deadline_s, now_s + self._settings.settle_s), now_s + self._settings.longest_s)
         group = _Open(samples=event.samples, opened_s=now_s, closes_s=closes_s)
         self._open[event.group_id] = group
         heapq.heappush(self._closings, (closes_s, event.group_id))

@@ -18,6 +18,10 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Normalise,
         Meta(description="advantages: std (divided by the deviation), none (only centred), loo (leave-one-out)"),
     ] = "std"
+    longest_s: Annotated[
+        float,
+        Meta(gt=0, description="seconds a group stays open at most, whatever deadline its scores claim"),
+    ] = 86_400.0
     settle_s: Annotated[
         float,
         Meta(gt=0, description="seconds a group stays open at least, even if found after its deadline (a backlog)"),

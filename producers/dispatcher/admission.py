@@ -76,11 +76,13 @@ class Admission:
             self._end_all(groups)
 
     def rebuilt(self) -> None:
-        """Every earlier request has been seen: facts about any other group are about groups that ended."""
+        """Every earlier request has been seen: facts about any other group are about groups that ended.
+
+        Steps without a plan are kept: a step newer than this process may have been read before its batch.
+        """
         self._rebuilding = False
         self._ended_early.clear()
         self._ready_early.clear()
-        self._trained_unplanned.clear()
 
     def give_up(self, now_s: float) -> list[str]:
         """Free the slots of groups without outcome past deadline and grace; their ids."""

@@ -8,7 +8,8 @@ from typing import Final
 from producers.dispatcher.dispatch import TOPICS, Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt, SourceError, without
-from schemas.events import Event, GroupRequested
+from producers.dispatcher.unreadable import Unreadable
+from schemas.events import Event
 from streams.follow import follow
 from streams.record import Output, Record
 from streams.scope import Scope
@@ -50,13 +51,19 @@ async def main(scope: Scope, settings: DispatcherSettings) -> None:
     await writer.open()
     try:
         changed, caught_up = asyncio.Event(), asyncio.Event()
+        unreadable = Unreadable()
 
         def take(event: Event, record: Record) -> None:
             dispatch.on_event(event)
+            unreadable.on_event(event)
+            changed.set()
+
+        def refuse(record: Record, error: str) -> None:
+            unreadable.refuse(record, error)
             changed.set()
 
         following = scope.spawn(
-            follow(scope, TOPICS, on=take, start="earliest", caught_up=caught_up), "dispatcher follows"
+            follow(scope, TOPICS, on=take, caught_up=caught_up, on_unreadable=refuse), "dispatcher follows"
         )
         async with scope.wait("for the log to be read to its end", _REBUILD_S):
             await _first_of(caught_up, scope.stopping)
@@ -68,18 +75,21 @@ async def main(scope: Scope, settings: DispatcherSettings) -> None:
             )  # fmt: skip
             scope.add_status(dispatch.waiting)
             scope.ready()
-            await _keep_full(scope, dispatch, writer, changed)
+            await _keep_full(scope, dispatch, unreadable, writer, changed)
         following.cancel()
     finally:
         await writer.close()
 
 
-async def _keep_full(scope: Scope, dispatch: Dispatch, writer: TransactionalWriter, changed: asyncio.Event) -> None:
+async def _keep_full(
+    scope: Scope, dispatch: Dispatch, unreadable: Unreadable, writer: TransactionalWriter, changed: asyncio.Event
+) -> None:
     while not scope.stopping.is_set():
         changed.clear()
         now_s = time.time()
         dispatch.give_up(now_s)
-        await _write(writer, dispatch.due(now_s))
+        await _write(writer, [Output("prompts", request, key=request.group_id) for request in dispatch.due(now_s)])
+        await _write(writer, unreadable.letters(now_s))
         for note in dispatch.notes():
             logger.warning("%s", note)
         _report(scope, dispatch)
@@ -88,10 +98,9 @@ async def _keep_full(scope: Scope, dispatch: Dispatch, writer: TransactionalWrit
         await _first_of(changed, scope.stopping, timeout_s=idle_s)
 
 
-async def _write(writer: TransactionalWriter, requests: list[GroupRequested]) -> None:
-    for first in range(0, len(requests), _TRANSACTION_REQUESTS):
-        chunk = requests[first : first + _TRANSACTION_REQUESTS]
-        await writer.write([Output("prompts", request, key=request.group_id) for request in chunk])
+async def _write(writer: TransactionalWriter, outputs: list[Output]) -> None:
+    for first in range(0, len(outputs), _TRANSACTION_REQUESTS):
+        await writer.write(outputs[first : first + _TRANSACTION_REQUESTS])
 
 
 def _report(scope: Scope, dispatch: Dispatch) -> None:

@@ -1,7 +1,9 @@
 """What can go wrong in the rollout engine."""
 
+from schemas import EachpromptError
 
-class EngineError(Exception):
+
+class EngineError(EachpromptError):
     """Base of every error of the rollout engine."""
 
 

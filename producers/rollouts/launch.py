@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from producers.rollouts import reaper
 from producers.rollouts.errors import EngineSettingsError
 from producers.rollouts.settings import EngineSettings
 
@@ -19,25 +20,32 @@ _ENVIRONMENT = threading.Lock()
 
 
 class Keeper:
-    """Kills whatever the engine started, at `close` or when this process is gone, however it ended."""
+    """Kills whatever the engine started: here when it is asked to, and from a process of its own when this one is gone,
+    however it ended."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self._reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), f"{_MARK}={self.mark}"],
+            [sys.executable, "-I", "-S", str(Path(reaper.__file__)), f"{_MARK}={self.mark}"],
             stdin=subprocess.PIPE,
             env={},
             start_new_session=True,
         )
 
+    def kill(self) -> bool:
+        """Kill what there is now and return whether all of it is gone; blocks a few seconds at most."""
+        return reaper.kill_marked(f"{_MARK}={self.mark}".encode())
+
     def close(self, deadline_s: float) -> bool:
-        """Kills what is left and returns whether all of it is gone; blocks at most `deadline_s` seconds."""
+        """Kill what is left and let go of the second process, for at most `deadline_s` seconds; whether all is gone."""
+        gone = self.kill()
         assert self._reaper.stdin is not None
         self._reaper.stdin.close()
         try:
-            return self._reaper.wait(deadline_s) == 0
+            self._reaper.wait(deadline_s)
         except subprocess.TimeoutExpired:
             return False
+        return gone
 
 
 def engine_environment(settings: EngineSettings, mark: str) -> dict[str, str]:

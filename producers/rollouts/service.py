@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from producers.rollouts.configuration import ProducerSettings
-from producers.rollouts.engine import RolloutEngine
+from producers.rollouts.restarting import RestartingEngine
 from producers.rollouts.rollout_worker import RolloutWorker
 from producers.rollouts.weights import WeightSubscriber
 from schemas.events import GroupRequested
@@ -24,23 +24,23 @@ _CATCH_UP_S: Final = 60.0
 async def main(scope: Scope, settings: ProducerSettings) -> None:
     """Run the producer until the service is asked to stop.
 
-    ConfigurationError: the settings or the model directory are wrong. EngineStartError, EngineDied: the engine did not
-    come up or is gone; the supervisor starts the service again, which takes up the newest weights and what was in hand.
+    ConfigurationError: the settings or the model directory are wrong. EngineStartError: the engine did not come up.
+    EngineDied: it did, and kept dying; the supervisor starts the service again, which takes up what was in hand.
     """
     producer_id = f"producer-{scope.context.ordinal}"
-    engine = RolloutEngine(settings.engine_settings(scope.context.seed))
+    engine = RestartingEngine(settings.engine_settings(scope.context.seed))
     worker = RolloutWorker(scope, settings, engine, producer_id)
     try:
         if await _started(scope, engine, settings.start_timeout_s):
             async with Writer(scope.log) as writer:
                 cache = scope.context.directory / "cache" / producer_id
                 weights = WeightSubscriber(engine, scope.blobs, writer, producer_id, cache, lambda: worker.in_flight)
-                await _serve(scope, settings, worker, weights)
+                await _serve(scope, settings, engine, worker, weights)
     finally:
         await engine.stop()
 
 
-async def _started(scope: Scope, engine: RolloutEngine, timeout_s: float) -> bool:
+async def _started(scope: Scope, engine: RestartingEngine, timeout_s: float) -> bool:
     """Whether the engine is up; False where the service was asked to stop before it was."""
     began = time.monotonic()
     starting = asyncio.ensure_future(engine.start())
@@ -61,24 +61,36 @@ async def _started(scope: Scope, engine: RolloutEngine, timeout_s: float) -> boo
     return True
 
 
-async def _serve(scope: Scope, settings: ProducerSettings, worker: RolloutWorker, weights: WeightSubscriber) -> None:
+async def _serve(
+    scope: Scope,
+    settings: ProducerSettings,
+    engine: RestartingEngine,
+    worker: RolloutWorker,
+    weights: WeightSubscriber,
+) -> None:
     caught_up = asyncio.Event()
     tasks = [
         scope.spawn(follow(scope, ["weights"], on=weights.on_event, caught_up=caught_up), "producer follows weights")
     ]
+    scope.add_status(engine.waits)
+    scope.add_status(worker.waits)
     try:
         async with scope.wait("for the published weights to be known", _CATCH_UP_S):
             await caught_up.wait()
         await weights.start()
+        engine.prepare = weights.bring_up_to_date
+        tasks.append(scope.spawn(engine.run(), "producer watches the engine"))
         tasks.append(scope.spawn(weights.run(), "producer applies weights"))
-        tasks.append(scope.spawn(_report(scope, worker), "producer reports"))
+        tasks.append(scope.spawn(_report(scope, engine, worker), "producer reports"))
         await run_worker(scope, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker)
     finally:
         for task in tasks:
             task.cancel()
+        # A start of the engine that is broken off has processes to end first.
+        await asyncio.wait(tasks)
 
 
-async def _report(scope: Scope, worker: RolloutWorker) -> None:
+async def _report(scope: Scope, engine: RestartingEngine, worker: RolloutWorker) -> None:
     """Figures for `/status`, until cancelled; the rate is of completed rollouts since the last report."""
     tokens, since = worker.tokens, time.monotonic()
     while True:
@@ -88,4 +100,5 @@ async def _report(scope: Scope, worker: RolloutWorker) -> None:
         scope.gauge("tokens", worker.tokens)
         scope.gauge("rollouts", worker.rollouts)
         scope.gauge("rollouts_in_flight", worker.in_flight)
+        scope.gauge("engine_restarts", engine.life)
         tokens, since = worker.tokens, now

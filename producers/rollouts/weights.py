@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from producers.rollouts.engine import RolloutEngine
-from producers.rollouts.errors import WeightsRefused
+from producers.rollouts.errors import EngineDied, WeightsRefused
 from producers.rollouts.publications import Publications
+from producers.rollouts.restarting import RestartingEngine
 from producers.rollouts.weight_files import WeightFile
 from schemas.events import Event, WeightsApplied, WeightsPublished
 from streams import names, tracing
 from streams.blobs import BlobStore
+from streams.deadletters import dead_letter
 from streams.errors import BlobError
 from streams.log import Writer
 from streams.record import Output, Record
@@ -40,7 +41,7 @@ class WeightSubscriber:
 
     def __init__(
         self,
-        engine: RolloutEngine,
+        engine: RestartingEngine,
         blobs: BlobStore,
         writer: Writer,
         producer_id: str,
@@ -55,6 +56,7 @@ class WeightSubscriber:
         self._in_flight = in_flight
         self._publications = Publications()
         self._published = asyncio.Event()
+        self._applying = asyncio.Lock()
 
     def on_event(self, event: Event, record: Record) -> None:
         """A record of the `weights` topic."""
@@ -67,28 +69,36 @@ class WeightSubscriber:
     async def start(self) -> None:
         """Before the first prompt: the newest weights there are, or the announcement that none are but version 0."""
         await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
-        await self._apply_newest()
+        await self.bring_up_to_date()
         if self._engine.version == 0:
             await self._report(WeightsApplied(producer_id=self._producer_id, version=0, time_s=time.time()))
 
     async def run(self) -> None:
-        """Apply each publication as it comes, until cancelled. EngineDied: a swap failed in its middle."""
+        """Apply each publication as it comes, until cancelled."""
         while True:
             await self._published.wait()
-            await self._apply_newest()
-
-    async def _apply_newest(self) -> None:
-        self._published.clear()
-        while (found := self._publications.newest(self._engine.version)) is not None:
-            event, record = found
             try:
-                await self._apply(event, record)
-            except (BlobError, WeightsRefused, OSError) as error:
-                self._publications.give_up(event.version)
-                logger.error(
-                    "WEIGHTS %d CANNOT BE USED, generating with %d until the next publication: %s",
-                    event.version, self._engine.version, error,
-                )  # fmt: skip
+                await self.bring_up_to_date()
+            except EngineDied as error:
+                # Whoever starts the next engine calls `bring_up_to_date` for it.
+                logger.warning("weights were not applied: %s", error)
+
+    async def bring_up_to_date(self) -> None:
+        """Put the newest usable publication into the engine. EngineDied: it could not take it."""
+        async with self._applying:
+            self._published.clear()
+            while (found := self._publications.newest(self._engine.version)) is not None:
+                event, record = found
+                try:
+                    await self._apply(event, record)
+                except (BlobError, WeightsRefused, OSError) as error:
+                    self._publications.give_up(event.version)
+                    logger.error(
+                        "WEIGHTS %d CANNOT BE USED, generating with %d until the next publication: %s",
+                        event.version, self._engine.version, error,
+                    )  # fmt: skip
+                    if not isinstance(error, OSError):  # which is this machine's own trouble, not the publication's
+                        await self._writer.write(dead_letter(record, "producer", str(error), time.time()))
 
     async def _apply(self, event: WeightsPublished, record: Record) -> None:
         with tracing.span(names.SYNC, cause=record, attributes={names.VERSION: event.version}):

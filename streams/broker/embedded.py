@@ -30,7 +30,7 @@ class EmbeddedBroker(LocalBroker):
         super().__init__(settings, directory)
         if not settings.ephemeral:
             raise BrokerConfigurationError(
-                f"the embedded broker is ephemeral: {LOSES}; set broker.ephemeral = true (--ephemeral) to accept that"
+                f"the embedded broker is ephemeral: {LOSES}; set broker.ephemeral = true to accept that"
             )
 
     def _command(self, port: int, deadline_s: float) -> list[str]:

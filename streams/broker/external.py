@@ -6,7 +6,7 @@ import socket
 import threading
 from typing import ClassVar, Literal
 
-from streams.broker.base import Broker
+from streams.broker.base import Broker, BrokerError
 from streams.broker.ready import parse_bootstrap, wait_ready
 from streams.broker.settings import BrokerSettings
 
@@ -19,16 +19,23 @@ class ExternalBroker(Broker):
     def __init__(self, settings: BrokerSettings) -> None:
         self._addresses = parse_bootstrap(settings.bootstrap_servers)
         self._bootstrap = settings.bootstrap_servers
+        self._stopped = threading.Event()
 
     @property
     def bootstrap(self) -> str:
         return self._bootstrap
 
     def start(self, deadline_s: float = 60.0) -> None:
-        wait_ready(self._bootstrap, deadline_s, threading.Event().wait)
+        self._stopped.clear()
+        wait_ready(self._bootstrap, deadline_s, self._pause)
 
     def stop(self, deadline_s: float = 10.0) -> None:
-        """The cluster is not ours to stop."""
+        """Ends a `start` that still waits; the cluster is not ours to stop."""
+        self._stopped.set()
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise BrokerError(f"waiting for the broker at {self._bootstrap} was given up: it was stopped")
 
     def alive(self) -> bool:
         for address in self._addresses:

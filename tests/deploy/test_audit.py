@@ -1,3 +1,4 @@
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -6,13 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.audit import Audit, Ledger
+from deploy.audit import OLDEST_LISTED, Audit, Ledger
+from deploy.commands.audit import moment
+from deploy.tally import Window
 from schemas import (
     BatchPlanned,
     DeadLetter,
     GroupDropped,
     GroupEvaluated,
     GroupReady,
+    Member,
     Ref,
     Rejected,
     RolloutDisposed,
@@ -88,7 +92,8 @@ def test_a_closing_told_twice_is_found(simulated: Simulate, data: st.DataObject)
     audit = audited([*records, (Ref("groups", ref.partition, 10_000), value)])
     closed = decode(value)
     assert isinstance(closed, GroupReady | GroupDropped | GroupEvaluated)
-    assert audit.unaccounted == len(closed.members)
+    assert audit.duplicated == len(closed.members)
+    assert not audit.clean
 
 
 def test_what_a_rollout_waits_for_is_named(records: Records) -> None:
@@ -210,3 +215,78 @@ def test_rollouts_that_retention_took_are_not_missed(records: Records) -> None:
     ]
     assert not audited(kept).clean
     assert audited(kept, log_start={0: first}).clean
+
+
+def test_a_window_judges_only_its_rollouts_and_is_not_disturbed_by_others(records: Records) -> None:
+    offsets = [ref.offset for ref, _ in records if ref.topic == "rollouts" and ref.partition == 0]
+    first, end = offsets[3], offsets[-4]
+    ledger = Ledger(Window({0: first}, {0: end, 1: 0}))
+    for ref, value in records:
+        ledger.add(ref, value)
+    audit = ledger.close()
+    assert audit.clean
+    assert audit.produced == end - first
+
+
+def test_the_oldest_in_flight_are_named_with_their_age(records: Records) -> None:
+    ledger = Ledger()
+    for ref, value in records:
+        if ref.topic == "rollouts":
+            ledger.add(ref, value, time_s=1000.0 + ref.offset)
+    audit = ledger.close()
+    oldest = audit.in_flight_oldest[0]
+    newest_s = max(1000.0 + ref.offset for ref, _ in records if ref.topic == "rollouts")
+    assert len(audit.in_flight_oldest) == min(OLDEST_LISTED, audit.in_flight)
+    assert (oldest.since_s, oldest.age_s, oldest.waits) == (1000.0, newest_s - 1000.0, "to be scored")
+    assert [waiting.since_s for waiting in audit.in_flight_oldest] == sorted(w.since_s for w in audit.in_flight_oldest)
+
+
+def test_a_dead_letter_that_was_put_back_yields_to_what_became_of_it(records: Records) -> None:
+    ref, value = next(record for record in records if record[0].topic == "scores")
+    letter = DeadLetter(source=ref, stage="groups", error="no", data=value, time_s=0.0)
+    audit = audited([*records, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 0
+
+
+def test_what_the_learner_refuses_ends_in_its_step_and_not_in_its_letter(records: Records) -> None:
+    in_flight = [(ref, value) for ref, value in records if ref.topic != "steps"]
+    source = next(ref for ref, _ in records if ref.topic == "rollouts")
+    letter = DeadLetter(source=source, stage="learner", error="not finite", data=b"", time_s=0.0)
+    assert audited([*in_flight, (Ref("dead-letters", 0, 0), encode(letter))]) == audited(in_flight)
+
+
+def test_a_damaged_reference_is_reported_and_takes_no_memory(records: Records) -> None:
+    value = next(value for ref, value in records if ref.topic == "scores")
+    wrong = Ref("rollouts", 0, 1 << 40)
+    damaged = encode(msgspec.structs.replace(decode(value), rollout=wrong))
+    audit = audited([*records, (Ref("scores", 0, 10_000), damaged)])
+    assert [finding.ref for finding in audit.findings] == [wrong]
+
+
+def test_an_event_on_a_topic_it_does_not_belong_to_ends_nothing(records: Records) -> None:
+    value = next(value for ref, value in records if ref.topic == "groups")
+    assert audited([*records, (Ref("scores", 0, 10_000), value)]) == audited(records)
+
+
+def test_a_planned_rollout_that_was_also_dropped_is_duplicated(records: Records) -> None:
+    planned = next(event for _, value in records if isinstance(event := decode(value), BatchPlanned))
+    sequence = planned.sequences[0]
+    upstream = [(ref, value) for ref, value in records if ref.topic != "steps"]
+    member = Member(rollout_id=sequence.rollout_id, rollout=sequence.rollout, disposition="stale")
+    dropped = GroupDropped(group_id="g", prompt_id="p", task="t", reason="stale", members=(member,), time_s=0.0)
+    audit = audited([*upstream, (Ref("batches", 0, 10_000), encode(dropped))])
+    assert audit.duplicated == 1
+    assert "is planned at" in audit.findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 910.0), ("2m", 880.0), ("12.5", 12.5), ("1970-01-01T00:01", 60.0)]
+)
+def test_times_are_ages_unix_seconds_or_dates(text: str, seconds: float) -> None:
+    assert moment(text, now_s=1000.0) == seconds
+
+
+def test_a_time_that_is_none_is_refused_in_a_sentence() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'yesterday' is no time; allowed"):
+        moment("yesterday")

@@ -9,8 +9,9 @@ import pytest
 from deploy.commands.demo import DEMO
 from deploy.config import RunConfig, load
 from deploy.errors import ConfigError
-from deploy.preflight import FAMILIES, check, check_model
+from deploy.preflight import check, check_model, check_trainable
 from deploy.sharing import HANDED_ON, SERVICES, settings_class
+from learner.settings import SUPPORTED
 from streams.errors import ConfigurationError
 
 OWN_RUN = """
@@ -197,7 +198,7 @@ def test_model_directories_that_cannot_be_trained(tmp_path: Path) -> None:
     assert sentence_of(none) == f'model.path is "{none}", which is no directory; allowed: a Hugging Face model'
     dense = tmp_path / "dense"
     write_model(dense, "qwen3-moe")
-    families = ", ".join(FAMILIES)
+    families = ", ".join(SUPPORTED)
     slip = "(did you mean qwen3_moe?)"
     assert sentence_of(dense) == f'model.path is "{dense}" of family "qwen3-moe"; allowed: {families} {slip}'
     (dense / "config.json").write_text("{}")
@@ -234,3 +235,16 @@ def test_dispatcher_without_held_back_prompts_has_no_rounds(tmp_path: Path) -> N
     assert check(config) == 0
     settings: Any = config.service("dispatcher")
     assert settings.held_back is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.samples=1", "run.samples is 1; allowed: at least 2"),
+        ("learner.publish_every=4", "learner.publish_every is 4 with run.max_staleness 2; allowed: at most 3"),
+    ],
+)
+def test_values_with_which_nothing_could_be_trained_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    config = load(write_run(tmp_path), directory=tmp_path / "run", overrides=[override])
+    with pytest.raises(ConfigError, match=message):
+        check_trainable(config)

@@ -3,10 +3,15 @@
 import importlib.util
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +20,10 @@ import pytest
 
 from streams.amx import apply_environment
 from streams.broker import Broker, BrokerSettings, open_broker
+from streams.context import RunContext
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
+ZYGOTE = Path(__file__).with_name("zygote.py")
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 
@@ -49,34 +56,113 @@ def build_model(directory: Path) -> None:
         Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
 
 
-def run_ranks(world: int, directory: Path, scenarios: Sequence[str]) -> list[dict[str, Any]]:
+class Rank:
+    """A process that the zygote forked; much like a Popen."""
+
+    def __init__(self, zygote: "Zygote", pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._zygote = zygote
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._zygote.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code. TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank process {self.pid} did not end within {timeout_s:g} s")
+            with suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(self.pid)
+                select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+                os.close(descriptor)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Unless it was seen to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Zygote:
+    """See `zygote.py`."""
+
+    def __init__(self) -> None:
+        apply_environment()
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+        # Without compiled modules its imports take three times as long.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, str(ZYGOTE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, request: object) -> Any:
+        """One request and its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def await_ready(self) -> None:
+        """Its imports are done."""
+        assert self._process.stdout is not None
+        assert json.loads(self._process.stdout.readline()) == "ready"
+
+    def start(self, program: str, arguments: Sequence[str], stdout: Path, stderr: Path, **env: str) -> Rank:
+        """A rank. Files and not pipes: one that waits for its pipe to be read holds up the others."""
+        request = {"program": program, "arguments": list(arguments), "env": env}
+        return Rank(self, self.ask({**request, "stdout": str(stdout), "stderr": str(stderr)}))
+
+    def close(self) -> None:
+        """Ends it, and with it every rank."""
+        self._process.communicate()
+
+
+def run_ranks(zygote: Zygote, world: int, directory: Path, scenarios: Sequence[str]) -> list[dict[str, Any]]:
     """Run `rank_program.py` as `world` processes; the scenarios' results of each rank."""
-    apply_environment()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    outputs = [directory / f"said-{world}-{rank}.jsonl" for rank in range(world)]
-    with ExitStack() as open_files:
-        children = [
-            subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(rank), str(world), str(directory), *scenarios],
-                # Files and not pipes: a rank that waits for its pipe to be read holds up the others.
-                stdout=open_files.enter_context(outputs[rank].open("w")),
-                stderr=open_files.enter_context(outputs[rank].with_suffix(".err").open("w")),
-                env=environment,
-            )
-            for rank in range(world)
-        ]
+    outputs = [directory / f"said-{world}-{rank}-{scenarios[0]}.jsonl" for rank in range(world)]
+    children = [
+        zygote.start(
+            "ranks",
+            [str(rank), str(world), str(directory), *scenarios],
+            outputs[rank],
+            outputs[rank].with_suffix(".err"),
+        )
+        for rank in range(world)
+    ]
     try:
         codes = [child.wait(DEADLINE_S) for child in children]
     finally:
         for child in children:
             child.kill()
-            child.wait()
     complaints = "".join(output.with_suffix(".err").read_text()[-3000:] for output in outputs)
     assert codes == [0] * world, complaints
     return [
         {name: said for line in output.read_text().splitlines() for name, said in json.loads(line).items()}
         for output in outputs
     ]
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts ranks."""
+    made = Zygote()
+    try:
+        made.await_ready()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="session")
@@ -113,19 +199,38 @@ def learner_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(learner_directory: Path) -> list[dict[str, Any]]:
+def two_ranks(zygote: Zygote, learner_directory: Path) -> list[dict[str, Any]]:
     """What each of two ranks says of every scenario."""
     scenarios = "train repeat once resume other_model damage full_disk publish nothing modes"
-    return run_ranks(2, learner_directory, scenarios.split())
+    return run_ranks(zygote, 2, learner_directory, scenarios.split())
 
 
 @pytest.fixture(scope="session")
-def one_rank(learner_directory: Path, two_ranks: list[dict[str, Any]]) -> dict[str, Any]:
+def one_rank(zygote: Zygote, learner_directory: Path, two_ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """What a single rank says; it also reads the checkpoint that the two left."""
-    return run_ranks(1, learner_directory, ["train", "resume", "resume_other", "publish"])[0]
+    return run_ranks(zygote, 1, learner_directory, ["train", "resume", "resume_other", "publish"])[0]
 
 
 @pytest.fixture(scope="session")
-def two_ranks_after_one(learner_directory: Path, one_rank: dict[str, Any]) -> list[dict[str, Any]]:
+def two_ranks_after_one(zygote: Zygote, learner_directory: Path, one_rank: dict[str, Any]) -> list[dict[str, Any]]:
     """Two ranks that read the checkpoint that the single one left."""
-    return run_ranks(2, learner_directory, ["resume_other"])
+    return run_ranks(zygote, 2, learner_directory, ["resume_other"])
+
+
+@pytest.fixture
+async def run(zygote: Zygote, log_broker: Broker, learner_directory: Path, tmp_path: Path) -> Any:
+    """A fresh run of the learner service, two ranks."""
+    from tests.learner.service_run import PARTITIONS, Run, make_topics
+
+    name = f"r{uuid.uuid4().hex[:8]}"
+    context = RunContext(name, tmp_path, log_broker.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), replicas=2)
+    await make_topics(context)
+    settings = {
+        "model": str(learner_directory / "model"),
+        "checkpoint_every": 2,
+        "warmup_steps": 0,
+        "learning_rate": 1e-2,
+        "collective_timeout_s": 30.0,
+        "fetch_timeout_s": 3.0,
+    }
+    return Run(zygote, context, settings)

@@ -1,7 +1,6 @@
-"""One rank of the learner service on a real broker: `service_program.py CONTEXT SETTINGS`, both JSON."""
+"""One rank of the learner service on a real broker: what the zygote runs for "service"."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +9,10 @@ from learner.settings import LearnerSettings
 from streams.context import RunContext
 from streams.service import run_service
 
-if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
+
+def run(told_context: str, told_settings: str) -> int:
+    """Both are JSON; the exit code."""
+    told = json.loads(told_context)
     context = RunContext(**{**told, "directory": Path(told["directory"])})
-    settings = LearnerSettings(**json.loads(sys.argv[2]))
-    sys.exit(run_service("learner", context, partial(main, settings=settings)))
+    settings = LearnerSettings(**json.loads(told_settings))
+    return run_service("learner", context, partial(main, settings=settings))

@@ -10,9 +10,9 @@ import transformers
 from torch import Tensor
 
 from learner.errors import ModelError
-from learner.policy import SUPPORTED, Policy, load_model, mixed_precision, model_shape, stored_tensors
+from learner.policy import Policy, load_model, mixed_precision, model_shape, stored_tensors
 from learner.sequences import Rollout, pack
-from learner.settings import LearnerSettings
+from learner.settings import SUPPORTED, LearnerSettings
 from learner.weights import stored_form
 
 SETTINGS = LearnerSettings(model="m")

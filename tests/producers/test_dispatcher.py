@@ -259,6 +259,16 @@ def test_a_step_before_its_plan_and_twice_frees_the_slots_once() -> None:
     assert admission.outstanding == 0 and admission.free() == 2
 
 
+def test_a_step_read_ahead_of_its_plan_while_the_state_is_rebuilt_frees_the_slots() -> None:
+    admission = Admission(window_groups=2, grace_s=1.0)
+    for name in "ab":
+        admission.requested(name, 10.0)
+    admission.trained(0)
+    admission.rebuilt()
+    admission.planned(0, ("a", "b"))
+    assert admission.outstanding == 0 and admission.free() == 2
+
+
 def test_no_training_prompt_beyond_the_last_planned_batch() -> None:
     setup = configured(groups_per_batch=2, max_staleness=1, max_steps=1)
     dispatch = started(Dispatch(setup, prompts(9), [], run_seed=0))

@@ -1,7 +1,9 @@
 """The producer with a real engine on a real log: prompts in, rollouts out, weights changed under them, killed."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from producers.rollouts.tokenise import PromptEncoder
@@ -21,13 +24,17 @@ from schemas import (
     WeightFile,
     WeightsApplied,
     WeightsPublished,
+    decode,
 )
 from streams.blobs import BlobStore
 from streams.record import Output, Record
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-moe"
+REPEATED = 5
+"""As in `prompt_killer`, which imports vLLM."""
+KILLER = {"logits_processors": ["tests.producers.prompt_killer:PromptKiller"]}
 SETTINGS = {"model": str(MODEL), "max_model_len": 96, "max_num_seqs": 64, "kv_cache_bytes": 64 << 20}
 SAMPLES = 8
 START_S = 150.0
@@ -155,22 +162,22 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         )
         assert "WEIGHTS 3 CANNOT BE USED" in run.log_of("producer").read_text()
 
-        # Killed in the middle of many: the next process generates what is missing, with the newest weights.
+        # The engine core is killed in the middle of many, in a producer that lives on.
+        await engine_death(run, process, total)
+
+        # Killed itself in the middle of many: the next process generates what is missing, with the newest weights. The
+        # one before it is told to stop while it starts.
         more = [request(number) for number in range(200, 280)]
+        before = len(of(await run.read("rollouts", until=holds(RolloutCompleted, total)), RolloutCompleted))
         await ask(run, *more)
-        await run.read("rollouts", until=holds(RolloutCompleted, total + 10 * SAMPLES))
+        await run.read("rollouts", until=holds(RolloutCompleted, before + 10 * SAMPLES))
         process.kill()
         await asyncio.to_thread(process.wait, timeout=10)
+        await stop_while_starting(run)
         process = run.launch("producer", SETTINGS)
-        whole = {f"{each.group_id}.{index}" for each in more for index in range(SAMPLES)}
-        found = await run.read(
-            "rollouts",
-            until=lambda found: whole <= {rollout.rollout_id for rollout in of(found, RolloutCompleted)},
-            within_s=START_S,
-        )
-        late = [rollout for rollout in of(found, RolloutCompleted) if rollout.rollout_id in whole]
-        print(f"{len(late) - len(whole)} of {len(whole)} rollouts were written twice around the kill")
-        assert len(late) - len(whole) <= SAMPLES, "what was on the log is not generated again"
+        late = await all_of(run, more)
+        print(f"{len(late) - SAMPLES * len(more)} of {SAMPLES * len(more)} rollouts were written twice around the kill")
+        assert len(late) - SAMPLES * len(more) <= SAMPLES, "what was on the log is not generated again"
         assert {span.version for rollout in late for span in rollout.spans} == {4}
 
         process.send_signal(signal.SIGTERM)
@@ -181,19 +188,100 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         print("\n".join(run.log_of("producer").read_text().splitlines()[-40:]))
 
 
-async def test_a_stop_while_the_engine_starts_ends_it_and_leaves_nothing(run: Any) -> None:
-    process = run.launch("producer", SETTINGS)
+async def all_of(run: Any, requests: list[GroupRequested]) -> list[RolloutCompleted]:
+    """Every rollout of `requests`, once all of them are there."""
+    whole = {f"{each.group_id}.{index}" for each in requests for index in range(SAMPLES)}
+    found = await run.read(
+        "rollouts",
+        until=lambda found: whole <= {rollout.rollout_id for rollout in of(found, RolloutCompleted)},
+        within_s=START_S,
+    )
+    return [rollout for rollout in of(found, RolloutCompleted) if rollout.rollout_id in whole]
+
+
+async def engine_death(run: Any, process: Any, total: int) -> None:
+    """SIGKILL to the engine core: its rollouts are made again as the next attempt, with the newest weights, and those
+    on the log are not."""
+    several = [request(number) for number in range(300, 340)]
+    await ask(run, *several)
+    await run.read("rollouts", until=holds(RolloutCompleted, total + 4 * SAMPLES))
+    (core,) = children(process, "EngineCore")
+    os.kill(core.pid, signal.SIGKILL)
+    began = time.monotonic()
+    await run.read(
+        "rollouts", until=lambda found: any(r.attempt for r in of(found, RolloutCompleted)), within_s=START_S
+    )
+    print(f"engine killed; the first rollout of the next one came after {time.monotonic() - began:.1f} s")
+    made = await all_of(run, several)
+    assert len(made) == SAMPLES * len(several), "none is made twice"
+    attempts = [rollout.attempt for rollout in made]
+    assert set(attempts) == {0, 1} and attempts.count(0) >= 4 * SAMPLES
+    assert {span.version for rollout in made for span in rollout.spans} == {4}
+
+
+@pytest.mark.chaos
+async def test_a_prompt_that_kills_the_engine_twice_is_a_dead_letter(run: Any) -> None:
+    process = run.launch("producer", SETTINGS | {"extra": KILLER})
     try:
-        health = run.context.directory / "health" / "producer.json"
-        async with asyncio.timeout(30):
-            while not health.exists():
-                await asyncio.sleep(0.05)
-        assert json.loads(health.read_text())["pid"] == process.pid
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, timeout=60) == 0
+        killer = request(400, prompt="1+2+3" + "+" * REPEATED)
+        await ask(run, killer)
+        found = await run.read(
+            "dead-letters",
+            until=lambda found: any("engine died" in letter.error for letter in of(found, DeadLetter)),
+            within_s=START_S,
+        )
+        (letter,) = [letter for letter in of(found, DeadLetter) if "engine died" in letter.error]
+        assert "2 times while this prompt was in flight, the last time with it alone" in letter.error
+        assert decode(letter.data) == killer and letter.source.topic == "prompts"
+        after = [request(number) for number in range(410, 412)]
+        await ask(run, *after)
+        assert {rollout.attempt for rollout in await all_of(run, after)} == {0}
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait(timeout=10)
+        print("\n".join(run.log_of("producer").read_text().splitlines()[-40:]))
+
+
+def children(process: Any, of: str) -> list[psutil.Process]:
+    """The processes below the producer whose command line holds `of`; others come and go meanwhile."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if of in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def is_spawning(process: Any) -> bool:
+    """Whether the engine core's interpreter is there, which gives itself its name seconds later."""
+    return bool(children(process, "multiprocessing.spawn"))
+
+
+async def stop_while_starting(run: Any) -> None:
+    """Told to stop during vLLM's imports, and again when the engine core is there: gone within 5 s, nothing is left."""
+    due: list[Callable[[Any], bool]] = [lambda process: True, is_spawning]
+    for is_due in due:
+        process = run.launch("producer", SETTINGS)
+        try:
+            health = run.context.directory / "health" / "producer.json"
+            async with asyncio.timeout(60):
+                while not (
+                    health.exists() and json.loads(health.read_text())["pid"] == process.pid and is_due(process)
+                ):
+                    await asyncio.sleep(0.05)
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert await asyncio.to_thread(process.wait, timeout=60) == 0
+            took_s = time.monotonic() - began
+        finally:
+            process.kill()
+            process.wait(timeout=10)
+        print(f"stopped while starting in {took_s:.1f} s, with {len(family)} processes")
+        assert took_s < 5
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=2)
+        assert not alive
 
 
 async def test_a_model_directory_that_is_none_ends_it_with_code_2(run: Any, tmp_path: Path) -> None:

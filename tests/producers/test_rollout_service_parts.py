@@ -30,7 +30,7 @@ TEMPLATE = (
 def request(group: str = "g.0", samples: int = 4) -> GroupRequested:
     return GroupRequested(
         group_id=group, prompt_id="g", visit=0, sequence=0, task="sums", samples=samples,
-        sampling=Sampling(max_tokens=64), verifier="exact_match", reference="3", time_s=1.0, deadline_s=1e12,
+        sampling=Sampling(max_tokens=64), verifier="exact_match", reference="3", time_s=1.0, deadline_s=1e10,
         prompt="1+2=",
     )  # fmt: skip
 

@@ -48,6 +48,19 @@ def test_the_newest_usable_one_above_the_current_is_next(offered: list[int], cur
     assert publications.newest(current) is None
 
 
+def test_a_version_published_twice_is_taken_once_and_again_by_a_new_engine() -> None:
+    publications = Publications()
+    for version in (1, 2, 3):
+        publications.offer(publication(version), record(version))
+    assert publications.newest(0) is not None and publications.newest(3) is None
+    # The learner went on from an older checkpoint.
+    for version in (2, 3):
+        publications.offer(publication(version), record(version + 10))
+    assert publications.newest(3) is None
+    found = publications.newest(0)
+    assert found is not None and found[0].version == 3, "an engine that was started again begins at version 0"
+
+
 def test_a_delta_is_not_taken() -> None:
     publications = Publications()
     assert not publications.offer(publication(3, kind="delta"), record(3))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.broker import Broker, BrokerError, BrokerSettings, choose_kind, find_endpoint, open_broker, running_broker
+from streams.broker.external import ExternalBroker
 from streams.broker.jars import JARS_VARIABLE, find_jars, jars_directory, java_version, kafka_obstacle, resolve_jars
 from streams.broker.kafka import random_cluster_id, server_properties, write_properties
 from streams.broker.local import LocalBroker
@@ -255,3 +257,14 @@ def test_free_ports_are_outside_the_range_of_outgoing_connections() -> None:
     if first <= 12_000:
         pytest.skip("this machine's outgoing connections use nearly every port")
     assert all(10_000 <= free_port() < first for _ in range(20))
+
+
+def test_a_wait_for_an_external_cluster_ends_when_it_is_stopped() -> None:
+    broker = ExternalBroker(BrokerSettings(kind="external", bootstrap_servers=f"127.0.0.1:{free_port()}"))
+    stopping = threading.Timer(0.3, broker.stop)
+    stopping.start()
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match="was stopped"):
+        broker.start(deadline_s=30)
+    stopping.join()
+    assert time.monotonic() - began < 10

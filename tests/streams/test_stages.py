@@ -13,7 +13,7 @@ from streams.admin import Admin, TopicSpec
 from streams.blobs import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.errors import MissingRecordError, Poison
+from streams.errors import MissingRecordError, Poison, StreamsError
 from streams.fetch import RecordFetcher
 from streams.fold import FoldSpec, Turn, run_fold
 from streams.follow import follow
@@ -21,6 +21,7 @@ from streams.log import Log, LogSettings, Reader, Writer
 from streams.recall import Recall, read_to_end, recalled
 from streams.record import Output, Record
 from streams.replay import read_topic
+from streams.scan import scan_topic
 from streams.scope import Scope
 from streams.transaction import TransactionalWriter
 from streams.worker import Emit, WorkerSpec, run_worker
@@ -327,3 +328,43 @@ async def test_a_reader_position_passes_transaction_markers(log: Log) -> None:
         async with asyncio.timeout(10):
             while await reader.position("steps", 0) < ends[("steps", 0)]:
                 await reader.poll(0.2)
+
+
+async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Path, run: str) -> None:
+    """Transaction markers at the end of the input take offsets, which the stages pass once they have drained it."""
+    writer = TransactionalWriter(log, f"{run}.before")
+    await writer.open()
+    for group in ("a", "b"):
+        await writer.write([scored(group, 0), scored(group, 1)])
+    await writer.close()
+
+    def lags() -> list[int]:
+        with Admin(log.settings.bootstrap) as admin:
+            return [sum(admin.lag(f"{run}.{stage}", [f"{run}.scores"]).values()) for stage in ("pairs", "collect")]
+
+    async with scope_of(log, tmp_path) as scope:
+        fold = FoldSpec("pairs", "scores", (), None, "all")
+        tasks = [scope.spawn(run_fold(scope, fold, lambda _: Pairs()), "fold")]
+        tasks.append(scope.spawn(run_worker(scope, SPEC, Collector()), "worker"))
+        async with asyncio.timeout(20):
+            while await asyncio.to_thread(lags) != [0, 0]:
+                await asyncio.sleep(0.05)
+        scope.stopping.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_a_scan_reads_history_up_to_now_and_leaves_out_what_was_not_committed(log: Log) -> None:
+    writer = TransactionalWriter(log, f"{log.settings.run}.w")
+    await writer.open()
+    written = [await writer.write([scored(f"g{index}", index)]) for index in range(20)]
+    await writer.close()
+
+    def scanned(**window: float) -> list[Record]:
+        return list(scan_topic(log.settings.bootstrap, log.settings.run, "scores", **window))
+
+    records = await asyncio.to_thread(scanned)
+    assert sorted(record.ref for record in records) == sorted(ref for refs in written for ref in refs)
+    assert await asyncio.to_thread(lambda: scanned(since_s=time.time() + 3600)) == []
+    assert await asyncio.to_thread(lambda: scanned(until_s=time.time() - 3600)) == []
+    with pytest.raises(StreamsError, match="weights"):
+        await asyncio.to_thread(lambda: list(scan_topic(log.settings.bootstrap, log.settings.run, "weights")))

@@ -89,3 +89,39 @@ def test_crashes_lose_nothing_and_repeat_only_the_unfinished(data: st.DataObject
                     finished.add(offset)
         low, _ = tracker.commit()
         assert all(offset in finished for offset in log if offset < low)
+
+
+def test_advance_passes_markers_at_the_end_and_never_an_open_offset() -> None:
+    tracker = OffsetTracker(0)
+    tracker.begin(0)
+    tracker.begin(1)
+    tracker.finish(1)
+    tracker.advance(5)
+    assert tracker.commit()[0] == 0
+    tracker.finish(0)
+    assert tracker.commit() == (5, "")
+    tracker.advance(3)
+    assert tracker.commit() == (5, "")
+    with pytest.raises(ValueError, match="begun after offset 4"):
+        tracker.begin(4)
+    tracker.begin(5)
+
+
+@given(log=st.sets(st.integers(0, 40), min_size=1), done=st.sets(st.integers(0, 40)), extra=st.integers(0, 5))
+def test_a_restored_tracker_that_is_advanced_keeps_the_unfinished(log: set[int], done: set[int], extra: int) -> None:
+    """The end of the log after a crash: what was unfinished is begun again, and the rest is passed."""
+    first = OffsetTracker(0)
+    for offset in sorted(log):
+        first.begin(offset)
+    for offset in log & done:
+        first.finish(offset)
+    end = max(log) + 1 + extra
+    tracker = OffsetTracker.restore(*first.commit())
+    for offset in sorted(log):
+        if offset >= first.commit()[0] and not tracker.is_finished(offset):
+            tracker.begin(offset)
+    tracker.advance(end)
+    assert tracker.commit()[0] == min(log - done, default=end)
+    for offset in log - done:
+        tracker.finish(offset)
+    assert tracker.commit() == (end, "")

@@ -1,0 +1,249 @@
+"""Aggregator, batcher and tracker on an exactly-once log in memory, against a ten-line reference.
+
+The machine does to them whatever a real log and real crashes do: scores repeated, reordered between groups, late, of a
+later attempt; time that passes deadlines; a crash of either stage, also between two turns, with a restart from what was
+committed (through the real tracker's metadata) and recalled. The reference only counts ends.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from consumers.batches.batcher import Batcher
+from consumers.batches.settings import BatchSettings
+from consumers.groups.aggregate import Aggregator
+from consumers.groups.settings import GroupSettings
+from schemas import (
+    BatchPlanned,
+    Event,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    Ref,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+)
+from streams.fold import Fold, Turn
+from streams.record import Record
+from streams.tracker import OffsetTracker
+
+SAMPLES = 3
+DEADLINE_S = 50.0
+GROUP_SETTINGS = GroupSettings(min_samples=2, settle_s=5.0, remember_s=100_000.0)
+BATCH_SETTINGS = BatchSettings(groups_per_batch=2, max_staleness=1, lookahead=2, token_budget=64)
+
+
+def reference(
+    scores: Sequence[RolloutScored], groups: Sequence[Event], batches: Sequence[Event]
+) -> tuple[Counter[Ref], set[Ref]]:
+    """How often each scored rollout record ended, and which may be in flight still."""
+    ends: Counter[Ref] = Counter()
+    ready: set[Ref] = set()
+    for event in groups:
+        members = [(m.rollout, m.disposition) for m in getattr(event, "members", ())]
+        ends.update(ref for ref, end in members if end is not None or not isinstance(event, GroupReady))
+        ready |= {ref for ref, end in members if end is None and isinstance(event, GroupReady)}
+        ends.update([event.rollout] if isinstance(event, RolloutDisposed) else [])
+    for event in batches:
+        ends.update(s.rollout for s in (event.sequences if isinstance(event, BatchPlanned) else ()))
+        ends.update(m.rollout for m in (event.members if isinstance(event, GroupDropped) else ()))
+    return ends, ready | {score.rollout for score in scores}
+
+
+class Stage:
+    """What `streams.fold` promises of a stage: a turn's outputs and offsets are on the log together, or neither is."""
+
+    def __init__(self, make: Callable[[], Fold], topic: str, source: list[Event], out: list[Event]) -> None:
+        self._make, self._topic, self.source, self.out = make, topic, source, out
+        self._committed: tuple[int, str] = (0, "")
+        self.fold, self._tracker, self.read = make(), OffsetTracker(0), 0
+        self.reached = 0  # what was ever delivered cannot change its place any more
+
+    def crash(self) -> None:
+        self.fold, self._tracker = self._make(), OffsetTracker.restore(*self._committed)
+        self.read = self._committed[0]
+        for event in self.out:
+            self.fold.on_recalled(event, record("own", 0, self._topic))
+
+    def deliver(self, most: int, now_s: float, *, dies: bool) -> None:
+        """A turn over up to `most` records; `dies` is a crash after the turn was folded and before it was written."""
+        turns = []
+        for offset in range(self.read, min(len(self.source), self.read + most)):
+            if not self._tracker.is_finished(offset):
+                self._tracker.begin(offset)
+                turns.append(self.fold.on_event(self.source[offset], record(self._topic, offset, self._topic), now_s))
+                self._finish(turns[-1])
+            self.read = offset + 1
+            self.reached = max(self.reached, self.read)
+        due_s = self.fold.next_time_s()
+        if due_s is not None and due_s <= now_s:
+            turns.append(self.fold.on_time(now_s))
+            self._finish(turns[-1])
+        self.write(turns, dies=dies)
+
+    def _finish(self, turn: Turn) -> None:
+        for ref in turn.finished:
+            self._tracker.finish(ref.offset)
+
+    def observe(self, event: Event, now_s: float) -> None:
+        turn = self.fold.on_observed(event, record("steps", 0, "steps"), now_s)
+        self._finish(turn)
+        self.write([turn], dies=False)
+
+    def write(self, turns: Sequence[Turn], *, dies: bool) -> None:
+        if dies:
+            self.crash()
+            return
+        self.out += [output.event for turn in turns for output in turn.outputs]
+        self._committed = self._tracker.commit()
+
+
+def record(topic: str, offset: int, name: str) -> Record:
+    return Record(name, 0, offset, None, b"", {}, 0.0)
+
+
+class PipelineMachine(RuleBasedStateMachine):
+    """scores ▶ aggregator ▶ groups ▶ batcher ▶ batches ▶ a learner that does steps, possibly twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.rollouts = itertools.count()
+        self.asked = 0
+        self.scores: list[Event] = []
+        self.groups: list[Event] = []
+        self.batches: list[Event] = []
+        self.steps: list[StepCompleted] = []
+        self.aggregator = Stage(lambda: Aggregator(GROUP_SETTINGS), "scores", self.scores, self.groups)
+        self.batcher = Stage(self._batcher, "groups", self.groups, self.batches)
+
+    def _batcher(self) -> Fold:
+        return Batcher(BATCH_SETTINGS, (1.0, 0.0))
+
+    def score(self, group: int, index: int, attempt: int, reward: float | None) -> RolloutScored:
+        version = len(self.steps)
+        return RolloutScored(
+            rollout_id=f"g{group}.{index}", group_id=f"g{group}", prompt_id=f"g{group}", index=index, attempt=attempt,
+            rollout=Ref("rollouts", 0, next(self.rollouts)), task="t", samples=SAMPLES,
+            deadline_s=self.now_s + DEADLINE_S, valid=reward is not None, time_s=self.now_s, reward=reward or 0.0,
+            prompt_tokens=2, response_tokens=2, oldest_version=version, newest_version=version,
+            purpose="evaluate" if group % 5 == 4 else "train",
+        )  # fmt: skip
+
+    @rule(
+        rewards=st.lists(st.sampled_from([0.0, 1.0, None]), min_size=1, max_size=SAMPLES),
+        order=st.randoms(use_true_random=False),
+    )
+    def generated(self, rewards: list[float | None], order: Random) -> None:
+        """A new group, whole or in part, its scores in any order and between those of the group before."""
+        scores: list[Event] = [self.score(self.asked, index, 0, reward) for index, reward in enumerate(rewards)]
+        self.asked += 1
+        tail = self.scores[max(self.aggregator.reached, len(self.scores) - 2) :]
+        del self.scores[len(self.scores) - len(tail) :]
+        mixed = scores + tail
+        order.shuffle(mixed)
+        self.scores += mixed
+
+    @precondition(lambda self: self.asked)
+    @rule(
+        back=st.integers(1, 4),
+        index=st.integers(0, SAMPLES - 1),
+        attempt=st.integers(0, 1),
+        reward=st.sampled_from([0.0, 1.0, None]),
+    )
+    def scored(self, back: int, index: int, attempt: int, reward: float | None) -> None:
+        """A sample of a recent group as a record of its own: a missing one, a later attempt, or too late."""
+        self.scores.append(self.score(max(0, self.asked - back), index, attempt, reward))
+
+    @precondition(lambda self: self.scores)
+    @rule(data=st.data())
+    def scored_again(self, data: st.DataObject) -> None:
+        """The same record scored twice: what at-least-once does after a crash."""
+        self.scores.append(data.draw(st.sampled_from(self.scores)))
+
+    @rule(most=st.integers(1, 12), dies=st.booleans())
+    def aggregate(self, most: int, dies: bool) -> None:
+        self.aggregator.deliver(most, self.now_s, dies=dies)
+
+    @rule(most=st.integers(1, 12), dies=st.booleans())
+    def plan(self, most: int, dies: bool) -> None:
+        self.batcher.deliver(most, self.now_s, dies=dies)
+
+    @rule()
+    def aggregator_crashes(self) -> None:
+        self.aggregator.crash()
+
+    @rule()
+    def batcher_crashes(self) -> None:
+        self.batcher.crash()
+        for step in self.steps:
+            self.batcher.observe(step, self.now_s)
+
+    @rule(seconds=st.sampled_from([1.0, 4.0, 60.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @precondition(lambda self: len(self.planned()) > len(self.steps))
+    @rule(twice=st.booleans())
+    def trained(self, twice: bool) -> None:
+        """The next planned batch is trained; a learner that crashed says so twice."""
+        number = len(self.steps)
+        step = StepCompleted(
+            step=number, batch=number, batch_ref=Ref("batches", 0, number), version=number + 1, metrics={},
+            time_s=self.now_s,
+        )  # fmt: skip
+        self.steps.append(step)
+        for _ in range(1 + twice):
+            self.batcher.observe(step, self.now_s)
+
+    def planned(self) -> list[BatchPlanned]:
+        return [event for event in self.batches if isinstance(event, BatchPlanned)]
+
+    @invariant()
+    def every_rollout_ends_at_most_once_and_only_if_it_was_scored(self) -> None:
+        ends, known = reference([s for s in self.scores if isinstance(s, RolloutScored)], self.groups, self.batches)
+        assert set(ends) <= known
+        assert all(count == 1 for count in ends.values()), ends
+
+    @invariant()
+    def no_group_is_trained_and_dropped(self) -> None:
+        trained = [group for batch in self.planned() for group in batch.groups]
+        dropped = {event.group_id for event in (*self.groups, *self.batches) if isinstance(event, GroupDropped)}
+        closed = Counter(
+            event.group_id for event in self.groups if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)
+        )
+        assert len(trained) == len(set(trained))
+        assert not dropped & set(trained)
+        assert all(count == 1 for count in closed.values()), closed
+
+    @invariant()
+    def batch_numbers_are_consecutive_and_within_their_bounds(self) -> None:
+        assert [batch.batch for batch in self.planned()] == list(range(len(self.planned())))
+        assert all(batch.staleness_max <= BATCH_SETTINGS.max_staleness for batch in self.planned())
+        assert len(self.planned()) - len(self.steps) <= BATCH_SETTINGS.lookahead
+
+    def teardown(self) -> None:
+        """When everything was read and every deadline has passed, all have ended or wait for a batch."""
+        for _ in range(2):
+            self.now_s += 2 * DEADLINE_S
+            self.aggregator.deliver(10_000, self.now_s, dies=False)
+            self.batcher.deliver(10_000, self.now_s, dies=False)
+        ends, known = reference([s for s in self.scores if isinstance(s, RolloutScored)], self.groups, self.batches)
+        ready = {
+            member.rollout
+            for event in self.groups
+            if isinstance(event, GroupReady)
+            for member in event.members
+            if member.disposition is None
+        }
+        assert known - ready <= set(ends)
+
+
+TestPipeline = PipelineMachine.TestCase
+TestPipeline.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -1,0 +1,59 @@
+"""Steps and weights that a resumed learner writes again: no figure of the run changes."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from deploy.audit import Ledger
+from deploy.history import History
+from deploy.summary import Summary, summarise
+from schemas import Ref, decode, encode
+
+Records = list[tuple[Ref, bytes]]
+Simulate = Callable[..., Any]
+LATER_S = 0.01
+
+
+def summary_of(records: Records) -> Summary:
+    history, ledger = History(), Ledger()
+    for ref, value in records:
+        history.add(decode(value), ref)
+        ledger.add(ref, value)
+    return summarise(history, ledger.close(), run="demo", seed=7, broker="kafka", restarts={})
+
+
+def told_again(records: Records, seed: int) -> Records:
+    """Runs of steps with their weights and applications, written again after they were written first."""
+    draw = random.Random(seed)
+    told: Records = []
+    ends: dict[tuple[str, int], int] = {}
+
+    def write(ref: Ref, value: bytes) -> None:
+        place = ref.topic, ref.partition
+        ends[place] = ends.get(place, -1) + 1
+        told.append((Ref(*place, ends[place]), value))
+
+    recent: Records = []
+    for ref, value in records:
+        write(ref, value)
+        if ref.topic in ("steps", "weights", "applied"):
+            recent.append((ref, value))
+            if ref.topic == "applied" and draw.random() < 0.4:
+                # The checkpoint is up to three steps old; what it does again takes another time.
+                for old, said in recent[-3 * draw.randint(1, 3) :]:
+                    event: Any = decode(said)
+                    write(old, encode(msgspec.structs.replace(event, time_s=event.time_s + LATER_S)))
+    return told
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_resumed_learner_changes_no_figure(simulated: Simulate, seed: int) -> None:
+    records: Records = simulated(steps=6, seed=seed).records
+    again = told_again(records, seed)
+    assert len(again) > len(records) and again[: len(records)] != records
+    plain, repeated = summary_of(records), summary_of(again)
+    assert repeated.wall_s == pytest.approx(plain.wall_s, abs=2 * LATER_S)
+    assert msgspec.structs.replace(repeated, wall_s=0) == msgspec.structs.replace(plain, wall_s=0)

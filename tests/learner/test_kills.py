@@ -1,0 +1,271 @@
+"""Killed at any instant, the learner goes on to the same bits, and every step and its weights are on the log."""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from schemas import DeadLetter, StepCompleted, WeightsPublished
+from streams.blobs import BlobStore
+from streams.faults import arm
+from tests.learner.service_run import DEADLINE_S, Run, completed, end, make_topics, write_batches
+
+STEPS = 8
+CHECKPOINT_EVERY = 3
+POINTS = (
+    ("learner.training", 2),
+    ("learner.trained", 1),
+    ("learner.announced", 3),
+    ("publisher.uploaded", 2),
+    ("publisher.published", 1),
+    ("checkpoint.shards", 1),
+    ("checkpoint.manifest", 1),
+    ("checkpoint.renamed", 1),
+    ("transaction.sent", 2),
+    ("blobs.written", 2),
+    ("transaction.committed", 1),
+)
+"""Each with the hit at which it kills; whichever rank gets there first dies."""
+
+MATE_S = 3.0
+"""What the supervisor leaves the other ranks to end by themselves."""
+
+Digests = dict[int, list[str]]
+
+
+@dataclass
+class Lives:
+    """What the kills did: seconds from a kill to the end of the other rank, and to the next step."""
+
+    ended_s: list[float] = field(default_factory=list)
+    progress_s: list[float] = field(default_factory=list)
+    unmet: int = 0
+
+    def __str__(self) -> str:
+        ended, progress = sorted(self.ended_s) or [0.0], sorted(self.progress_s) or [0.0]
+        return (
+            f"{len(self.ended_s) + self.unmet} kills, {self.unmet} before the ranks had met: the other rank ended "
+            f"after {ended[len(ended) // 2]:.2f} s (worst {ended[-1]:.2f}), the next step was on the log "
+            f"{progress[len(progress) // 2]:.2f} s after the start (worst {progress[-1]:.2f})"
+        )
+
+
+async def recorded(run: Run, name: str, settings: Mapping[str, Any], ranks: int = 2) -> Run:
+    """The same log once more, under another name, with a directory of its own."""
+    directory = run.context.directory / name
+    directory.mkdir()
+    context = replace(run.context, run=f"{run.context.run}{name}", directory=directory, replicas=ranks)
+    await make_topics(context)
+    env = {"EACHPROMPT_FAULTS": str(directory / "faults")}
+    other = Run(
+        run.zygote, context, {**run.settings, "checkpoint_every": CHECKPOINT_EVERY, "ranks": ranks, **settings}, env
+    )
+    await write_batches(other, 0, STEPS)
+    return other
+
+
+async def weights(run: Run) -> Digests:
+    """Digests by version; a version that was published twice is the same both times."""
+    found: Digests = {}
+    for event in await run.events("weights"):
+        if isinstance(event, WeightsPublished):
+            digests = [file.blob.digest for file in event.files]
+            assert found.setdefault(event.version, digests) == digests, f"version {event.version} changed"
+    return found
+
+
+async def steps(run: Run) -> dict[int, StepCompleted]:
+    """By number; one that was done twice says the same of what it did."""
+    found: dict[int, StepCompleted] = {}
+    for event in await run.events("steps"):
+        if isinstance(event, StepCompleted):
+            first = found.setdefault(event.step, event)
+            assert (first.batch, first.version, first.tokens, first.rejected) == (
+                event.batch, event.version, event.tokens, event.rejected,
+            )  # fmt: skip
+            assert first.metrics["loss"] == event.metrics["loss"]
+    return found
+
+
+def optimizer(run: Run) -> list[str]:
+    """Digests of the last checkpoint's shards: weights, both moments and the generator of every rank."""
+    path = run.context.directory / "checkpoints" / f"step-{STEPS}" / "manifest.json"
+    return [file["digest"] for file in json.loads(path.read_text())["files"]]
+
+
+async def complete(run: Run, children: list[Any]) -> Digests:
+    """Wait for the last weights and end the ranks."""
+    await run.published(STEPS, children)
+    assert await end(children) == [0] * len(children), run.complaint(0)
+    assert sorted(await steps(run)) == list(range(1, STEPS + 1))
+    return await weights(run)
+
+
+async def death(run: Run, children: list[Any], lives: Lives) -> None:
+    """Wait until one rank has ended and then the other; note what that took, and the first step of this life."""
+    async with asyncio.timeout(DEADLINE_S):
+        began, before = time.monotonic(), len(await run.events("steps"))
+        stepped = False
+        while all(child.poll() is None for child in children):
+            if not stepped and len(await run.events("steps")) > before:
+                stepped = True
+                lives.progress_s.append(time.monotonic() - began)
+            await asyncio.sleep(0.02)
+        died = time.monotonic()
+        while any(child.poll() is None for child in children):
+            if time.monotonic() > died + MATE_S:
+                # One that has not met the others yet waits for their successors; the supervisor does not let it.
+                lives.unmet += 1
+                return
+            await asyncio.sleep(0.02)
+        lives.ended_s.append(time.monotonic() - died)
+
+
+def fired(run: Run) -> set[str]:
+    """The points at which a rank died."""
+    return {path.stem.partition(":")[2] for path in Path(run.env["EACHPROMPT_FAULTS"]).glob("*.fired")}
+
+
+@pytest.fixture
+async def uninterrupted(run: Run) -> tuple[Digests, list[str]]:
+    """Weights by version, and the last checkpoint, of a run that nobody disturbed."""
+    plain = await recorded(run, "plain", {"max_steps": STEPS})
+    with plain.ranks() as children:
+        return await complete(plain, children), optimizer(plain)
+
+
+async def test_a_kill_at_every_critical_point_changes_no_bit(
+    run: Run, uninterrupted: tuple[Digests, list[str]]
+) -> None:
+    killed = await recorded(run, "points", {"max_steps": STEPS})
+    lives = Lives()
+    for point, hit in POINTS:
+        arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", point, "kill", hit)
+        with killed.ranks() as children:
+            await death(killed, children, lives)
+    assert lives.unmet == 0 and fired(killed) == {point for point, _ in POINTS}
+    with killed.ranks() as children:
+        digests = await complete(killed, children)
+    print(lives)
+    assert (digests, optimizer(killed)) == uninterrupted
+
+
+async def kill_at_random(run: Run, seed: int, kills: int) -> Lives:
+    """Kill one rank or both, as many lives long: some steps after its start, at any instant of the next one."""
+    draw, lives = random.Random(seed), Lives()
+    for _ in range(kills):
+        enough = len(await run.events("steps")) + draw.randint(0, 4)
+        with run.ranks() as children:
+            dying = asyncio.create_task(death(run, children, lives))
+            while len(done := await run.events("steps")) < enough and not is_last(done) and not dying.done():
+                await asyncio.sleep(0.02)
+            await asyncio.wait([dying], timeout=draw.uniform(0.0, 0.5))
+            for child in draw.choice([children[:1], children[1:], children]):
+                child.kill()
+            await dying
+    return lives
+
+
+def is_last(done: list[Any]) -> bool:
+    """Whether the run's last step is the newest record: nothing more comes of this life."""
+    return bool(done) and done[-1].step == STEPS
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(1, 5), *(pytest.param(seed, 25, marks=pytest.mark.chaos) for seed in (2, 3, 4, 5))]
+)
+async def test_kills_at_any_instant_change_no_bit(
+    run: Run, uninterrupted: tuple[Digests, list[str]], seed: int, kills: int
+) -> None:
+    killed = await recorded(run, f"seed{seed}", {"max_steps": STEPS})
+    lives = await kill_at_random(killed, seed, kills)
+    with killed.ranks() as children:
+        digests = await complete(killed, children)
+    print(lives)
+    assert (digests, optimizer(killed)) == uninterrupted
+
+
+async def test_another_number_of_ranks_goes_on_with_the_same_batches(
+    run: Run, uninterrupted: tuple[Digests, list[str]]
+) -> None:
+    killed = await recorded(run, "fewer", {"max_steps": STEPS})
+    arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", "checkpoint.renamed", "kill")
+    with killed.ranks() as children:
+        await death(killed, children, Lives())
+    alone = Run(run.zygote, replace(killed.context, replicas=1), {**killed.settings, "ranks": 1}, {})
+    with alone.ranks() as children:
+        await alone.published(STEPS, children)
+        assert await end(children) == [0], alone.complaint(0)
+    done = [event for event in await alone.events("steps") if isinstance(event, StepCompleted)]
+    assert [event.step for event in done] == [1, 2, 3, *range(4, STEPS + 1)]
+    assert [event.batch for event in done] == list(range(STEPS))
+    assert {event.sequences for event in done} == {8}
+    mine, theirs = await published_tensors(alone, STEPS), await published_tensors(run_named(run, "plain"), STEPS)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        # Published in bf16: equal up to one rounding.
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-3, rtol=1e-2)
+
+
+def run_named(run: Run, name: str) -> Run:
+    """A run that `recorded` made."""
+    directory = run.context.directory / name
+    return Run(run.zygote, replace(run.context, run=f"{run.context.run}{name}", directory=directory), run.settings)
+
+
+async def published_tensors(run: Run, version: int) -> dict[str, torch.Tensor]:
+    """The files of a version, read."""
+    for event in await run.events("weights"):
+        if isinstance(event, WeightsPublished) and event.version == version:
+            paths = [file.blob.uri.removeprefix("file://") for file in event.files]
+            return {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    raise AssertionError(f"version {version} was never published")
+
+
+async def test_the_last_weights_come_out_though_only_the_checkpoint_did(run: Run) -> None:
+    last = await recorded(run, "last", {"publish_every": 5, "checkpoint_every": STEPS})
+    with last.ranks() as children:
+        await last.steps(STEPS, children)
+        manifest = last.context.directory / "checkpoints" / f"step-{STEPS}" / "manifest.json"
+        async with asyncio.timeout(DEADLINE_S):
+            while not await asyncio.to_thread(manifest.exists):
+                await asyncio.sleep(0.02)
+    assert sorted(await weights(last)) == [5]
+    last.settings["max_steps"] = STEPS
+    with last.ranks() as children:
+        await last.published(STEPS, children)
+        assert await end(children) == [0, 0], last.complaint(0)
+    assert sorted(await weights(last)) == [5, STEPS]
+    assert sorted(await steps(last)) == list(range(1, STEPS + 1))
+
+
+def move(path: Path, target: Path) -> None:
+    path.rename(target)
+
+
+async def test_what_an_earlier_life_rejected_stays_rejected(run: Run) -> None:
+    again = await recorded(run, "rejected", {"checkpoint_every": 2 * STEPS})
+    routes = completed(1, 1, BlobStore(again.context.blob_uri)).routes
+    assert routes is not None and routes.blob is not None
+    lost = Path(routes.blob.uri.removeprefix("file://"))
+    hidden = lost.with_suffix(".hidden")
+    move(lost, hidden)
+    with again.ranks() as children:
+        first = {step.step: step for step in await again.steps(3, children)}[2]
+    assert [(each.rollout_id, each.reason) for each in first.rejected] == [("g.0.1.1", first.rejected[0].reason)]
+    # By now it could be read. The step's weights are out, and must come out the same.
+    move(hidden, lost)
+    before = len(await again.events("steps"))
+    with again.ranks() as children:
+        await again.records("steps", before + 3, children)
+    await steps(again)
+    letters = [event for event in await again.events("dead-letters") if isinstance(event, DeadLetter)]
+    assert len(letters) == 1

@@ -1,0 +1,67 @@
+"""Steps, weights and applications that are written again: the dispatcher asks for what it would have asked for."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers.dispatcher.dispatch import Dispatch
+from producers.dispatcher.settings import DispatcherSettings
+from producers.dispatcher.sources import JsonlSource, Prompt
+from schemas import BatchPlanned, Event, GroupReady, Member, Ref, StepCompleted, WeightsApplied, WeightsPublished
+
+BATCHES, GROUPS = 6, 2
+
+
+def prompts() -> list[Prompt]:
+    return [
+        Prompt.of(task="t", verifier="exact_match", reference="1", text=f"{i}=", origin=f"line {i}") for i in range(30)
+    ]
+
+
+def trained(batch: int) -> tuple[Event, ...]:
+    """What the learner and a producer write about a batch."""
+    return (
+        StepCompleted(
+            step=batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0
+        ),
+        WeightsPublished(
+            version=batch + 1, kind="full", precision="bf16", files=(), tensors=0, parent_step=batch + 1, time_s=0
+        ),
+        WeightsApplied(producer_id="producer-0", version=batch + 1, time_s=0),
+    )
+
+
+def asked_for(repeats: dict[int, int]) -> list[tuple[str, int | None]]:
+    """Groups and what they were asked for with, where batch n is followed by the last repeats[n] ones once more."""
+    settings = DispatcherSettings(source=JsonlSource(path="unused"), groups_per_batch=GROUPS, max_staleness=1)
+    dispatch = Dispatch(settings, prompts(), [], run_seed=0)
+    dispatch.rebuilt()
+    asked: list[tuple[str, int | None]] = []
+    ready: list[str] = []
+    for batch in range(BATCHES):
+        for request in dispatch.due(0.0):
+            asked.append((request.group_id, request.sequence))
+            ready.append(request.group_id)
+            member = Member(rollout_id="r", rollout=Ref("rollouts", 0, 0), response_tokens=5)
+            dispatch.on_event(
+                GroupReady(
+                    group_id=request.group_id, prompt_id=request.prompt_id, task="t", members=(member,),
+                    reward_mean=0.5, reward_std=0.5, time_s=0, deadline_s=request.deadline_s,
+                )
+            )  # fmt: skip
+        groups, ready = tuple(ready[:GROUPS]), ready[GROUPS:]
+        dispatch.on_event(BatchPlanned(batch=batch, groups=groups, sequences=(), ranks=(), token_budget=1, time_s=0))
+        for event in trained(batch):
+            dispatch.on_event(event)
+        for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):
+            # A producer that restarts says once more what it holds by now.
+            for event in trained(again)[:2]:
+                dispatch.on_event(event)
+        dispatch.on_event(trained(batch)[2])
+        assert dispatch.steps == batch + 1
+    return asked
+
+
+@given(st.dictionaries(st.integers(0, BATCHES - 1), st.integers(1, 4)))
+def test_steps_and_weights_told_again_change_no_request(repeats: dict[int, int]) -> None:
+    assert asked_for(repeats) == asked_for({})
+    assert len(asked_for({})) == GROUPS * (BATCHES + 1)
