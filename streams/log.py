@@ -20,6 +20,7 @@ from schemas import MAX_LETTER_BYTES, TOPICS, Event, Ref, encode, partition_of, 
 from schemas.topics import topic as catalogue_topic
 from streams import names, tracing
 from streams.errors import DeadlineError, DeliveryError, StreamsError
+from streams.pacing import pace
 from streams.patience import committed_offsets, started
 from streams.record import Output, Record
 
@@ -252,6 +253,7 @@ class Reader:
         self._consumer.assign(list(assigned))
         try:
             await started(self._consumer.start, self._log.settings.bootstrap, timeout)
+            pace(self._consumer)
             for partition, first in assigned.items():
                 if first is None:
                     await within(

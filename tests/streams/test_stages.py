@@ -368,3 +368,19 @@ async def test_a_scan_reads_history_up_to_now_and_leaves_out_what_was_not_commit
     assert await asyncio.to_thread(lambda: scanned(until_s=time.time() - 3600)) == []
     with pytest.raises(StreamsError, match="weights"):
         await asyncio.to_thread(lambda: list(scan_topic(log.settings.bootstrap, log.settings.run, "weights")))
+
+
+async def test_an_idle_reader_does_not_spin(log: Log) -> None:
+    """The embedded broker answers empty fetches at once; unpaced, a reader asked it thousands of times a second."""
+    async with Reader(log, {("scores", p): None for p in range(PARTITIONS)}) as reader:
+        fetcher = reader._consumer._fetcher
+        fetch, fetches = fetcher._proc_fetch_request, 0
+
+        async def counted(assignment: object, node_id: object, request: object) -> bool:
+            nonlocal fetches
+            fetches += 1
+            return bool(await fetch(assignment, node_id, request))
+
+        fetcher._proc_fetch_request = counted
+        assert await reader.poll(1.0) == []
+    assert 0 < fetches < 100
