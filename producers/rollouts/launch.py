@@ -52,6 +52,8 @@ def engine_environment(settings: EngineSettings, mark: str) -> dict[str, str]:
     """Variables of vLLM's processes; what the user has set wins for logging only."""
     variables = {
         _MARK: mark,
+        # The engine core writes its title over its environment otherwise, and the reaper would not find the mark.
+        "SPT_NOENV": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }

@@ -92,3 +92,5 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
             scope = Scope("learner", context, log, BlobStore(context.blob_uri), tasks)
             with pytest.raises(ConfigurationError, match=sentence):
                 await main(scope, LearnerSettings(**{"ranks": 1, **changes}))
+            # As the end of the service does: what runs beside `main` would be waited for.
+            scope.cancel_spawned()

@@ -1,6 +1,7 @@
 """Nothing of an engine survives its owner, however and whenever that ends."""
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from producers.rollouts.launch import Keeper
+from producers.rollouts.launch import Keeper, engine_environment
+from producers.rollouts.settings import EngineSettings
 
 MARKED_SLEEPER = (
     "import os, subprocess, sys; "
@@ -86,3 +88,22 @@ def test_an_owner_killed_during_the_start_leaves_nothing(tmp_path: Path) -> None
         owner.kill()
         owner.communicate()
     assert ended(family, 20)
+
+
+@pytest.mark.engine
+def test_the_mark_outlives_the_title_that_the_engine_core_gives_itself(tmp_path: Path) -> None:
+    """setproctitle writes over the environment unless told not to; the reaper then found no engine core to kill."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "vocab_size": 64}))
+    save_file({"lm_head.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    program = (
+        "import setproctitle, sys; setproctitle.setproctitle('VLLM::EngineCore'); print(flush=True); sys.stdin.read()"
+    )
+    variables = {**os.environ, **engine_environment(EngineSettings(model=str(tmp_path)), "some-mark")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"\n"
+        assert b"some-mark" in Path(f"/proc/{child.pid}/environ").read_bytes()
+    finally:
+        child.communicate()
