@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from schemas import DeadLetter, StepCompleted, WeightsPublished
 from streams.blobs import BlobStore
 from streams.faults import arm
+from streams.health import health_file
 from tests.learner.service_run import DEADLINE_S, Run, completed, end, make_topics, write_batches
 
 STEPS = 8
@@ -101,9 +103,29 @@ def optimizer(run: Run) -> list[str]:
     return [file["digest"] for file in json.loads(path.read_text())["files"]]
 
 
+async def all_ready(run: Run, ranks: int) -> None:
+    """Where an earlier life published the last weights, this one is still starting, and a rank told to stop before it
+    met the others leaves them waiting for its successor; the supervisor tells all of them."""
+    async with asyncio.timeout(DEADLINE_S):
+        for rank in range(ranks):
+            while not await asyncio.to_thread(answers, health_file(run.context.directory, "learner", rank, ranks)):
+                await asyncio.sleep(0.05)
+
+
+def answers(health: Path) -> bool:
+    """Whether the service behind the health file says that it is ready."""
+    try:
+        port = json.loads(health.read_text())["port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 async def complete(run: Run, children: list[Any]) -> Digests:
     """Wait for the last weights and end the ranks."""
     await run.published(STEPS, children)
+    await all_ready(run, len(children))
     assert await end(children) == [0] * len(children), run.complaint(0)
     assert sorted(await steps(run)) == list(range(1, STEPS + 1))
     return await weights(run)
@@ -179,9 +201,9 @@ def is_last(done: list[Any]) -> bool:
     return bool(done) and done[-1].step == STEPS
 
 
-# Open: on a busy machine a rank was seen that did not end within 30 s of SIGTERM after the last step.
-@pytest.mark.chaos
-@pytest.mark.parametrize(("seed", "kills"), [(1, 5), *((seed, 25) for seed in (2, 3, 4, 5))])
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(1, 5), *(pytest.param(seed, 25, marks=pytest.mark.chaos) for seed in (2, 3, 4, 5))]
+)
 async def test_kills_at_any_instant_change_no_bit(
     run: Run, uninterrupted: tuple[Digests, list[str]], seed: int, kills: int
 ) -> None:
