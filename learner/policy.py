@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from learner.attention import PACKED, borders, register
 from learner.errors import ModelError
+from learner.fp8 import TransformerEngine, require_transformer_engine, swap_linears
 from learner.logprobs import token_logprobs_and_entropy
 from learner.replay import moe_routers
 from learner.sequences import PackedRow
@@ -124,8 +125,10 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
     """
     mixed = mixed_precision(settings.precision, mesh.device_type)
     model = load_model(directory, settings)
+    if settings.precision == "fp8":
+        swap_linears(model, TransformerEngine(settings.fp8_recipe))
     if settings.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return shard(model, mesh, mixed, settings)
 
 
@@ -143,11 +146,13 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
 
 
 def mixed_precision(precision: Precision, device: str) -> MixedPrecisionPolicy:
-    """float32 master weights and reductions, computing in `precision`. ModelError: fp8."""
+    """float32 master weights and reductions, computing in `precision` (fp8: in bf16 around the swapped layers).
+
+    ModelError: fp8, and no CUDA or no transformer-engine.
+    """
     if precision == "fp8":
-        where = "and this process runs on the CPU" if device == "cpu" else "which this learner does not drive yet"
-        raise ModelError(f"precision 'fp8' trains through transformer-engine on CUDA, {where}; use bf16 or f32")
-    if precision == "bf16":
+        require_transformer_engine(device)
+    if precision in ("bf16", "fp8"):
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     return MixedPrecisionPolicy()
 

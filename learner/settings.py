@@ -54,6 +54,10 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     precision: Annotated[
         Precision, Meta(description="compute precision; master weights and reductions are float32")
     ] = "f32"
+    fp8_recipe: Annotated[
+        Literal["block", "delayed"],
+        Meta(description="scales under precision fp8: by block, or by tensor from past steps (not in checkpoints)"),
+    ] = "block"
     attention: Annotated[
         Literal["packed", "sdpa", "eager", "flash_attention_2", "flex_attention"],
         Meta(description="attention: packed costs the sequences' squares; sdpa and eager the whole row's"),
@@ -103,6 +107,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             )
         if self.old == "rollout" and self.router_replay == "old":
             raise ValueError("learner router_replay 'old' replays the proximal pass, which old 'rollout' leaves out")
+        if self.precision == "fp8" and self.fp8_recipe == "delayed" and self.recompute:
+            raise ValueError(
+                "learner fp8_recipe 'delayed' would count the maxima of recomputed layers twice: use fp8_recipe "
+                "'block' or recompute false"
+            )
         if self.correction == "none" and self.correction_settings:
             raise ValueError(f"learner correction 'none' takes no settings and was given {self.correction_settings}")
         if self.collective_timeout_s < 3 * self.fetch_timeout_s:
