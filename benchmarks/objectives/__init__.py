@@ -1,0 +1,1 @@
+"""Learning curves of several objectives from one recorded stream of rollouts."""
