@@ -101,8 +101,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model() -> Any:
-    """A freshly initialised Qwen3-MoE in float32: 1,347,648 parameters, 8 experts of which 2 see each token."""
+def build_model(experts: int = 8, top_k: int = 2) -> Any:
+    """A freshly initialised Qwen3-MoE in float32; 1,347,648 parameters with 8 experts."""
     config = Qwen3MoeConfig(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=128,
@@ -112,8 +112,8 @@ def build_model() -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        num_experts=8,
-        num_experts_per_tok=2,
+        num_experts=experts,
+        num_experts_per_tok=top_k,
         norm_topk_prob=True,
         tie_word_embeddings=False,
         max_position_embeddings=256,
@@ -237,12 +237,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
     parser.add_argument("--prompts", type=Path, required=True, help="directory for train.jsonl and held_back.jsonl")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2, help="experts that see each token")
     parser.add_argument("--steps", type=int, default=600, help="warm-start steps of 64 demonstrations")
     parser.add_argument("--noise", type=float, default=0.3, help="probability that a demonstrated running sum is wrong")
     parser.add_argument("--threads", type=int, default=2, help="torch threads; other counts round differently")
     parsed = parser.parse_args(argv)
     if parsed.steps < 1:
         parser.error(f"--steps is {parsed.steps}; it must be at least 1")
+    if not 1 <= parsed.top_k <= parsed.experts:
+        parser.error(f"--top-k is {parsed.top_k}; it must lie in 1 to --experts, which is {parsed.experts}")
     if not 0.0 <= parsed.noise < 1.0:
         parser.error(f"--noise is {parsed.noise}; it must lie in [0, 1)")
     if parsed.threads < 1:
@@ -259,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_prompts(args.prompts / "train.jsonl", train)
     write_prompts(args.prompts / "held_back.jsonl", held_back)
 
-    tokenizer, model = build_tokenizer(), build_model()
+    tokenizer, model = build_tokenizer(), build_model(args.experts, args.top_k)
     pairs = demonstrations(held_back, args.noise, random.Random(f"demonstrations {args.seed}"))
     warm_start(model, tokenizer, pairs, args.steps)
     model.to(torch.bfloat16).save_pretrained(args.out)

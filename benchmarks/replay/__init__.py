@@ -1,0 +1,1 @@
+"""What router replay buys over whole training runs, on real vLLM."""
