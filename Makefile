@@ -17,7 +17,7 @@ help:
 	@echo "make demo    install what is needed, then train the tiny model (ARGS='--steps 50 --seed 0')"
 	@echo "make test    install what is needed, then run the tests (ARGS='tests/deploy -x')"
 	@echo "make check   lint, types, import rules"
-	@echo "make chaos   kill everything and see what is lost (ARGS='--kills 300 --seed 1', or '--full')"
+	@echo "make chaos   kill everything and see what is lost (ARGS='--kills 300 --seed 1', '--full' or '--tests')"
 	@echo "make setup   only the environment, in $(VENV)"
 
 setup: $(INSTALLED) $(JARS)

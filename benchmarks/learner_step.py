@@ -21,9 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.checkpoints import Checkpoints, Position
+from learner.checkpoints import Checkpoints
 from learner.distributed import join, leave
+from learner.lifeline import meet
+from learner.manifest import Position
 from learner.policy import build_policy, model_shape, stored_tensors
+from learner.retention import Retention
 from learner.sequences import Rollout
 from learner.settings import LearnerSettings
 from learner.step import Trainer
@@ -88,11 +91,11 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
         updates_per_batch=args.updates,
         attention=args.attention,
     )
-    ranks = join(rank, args.ranks, directory, 0, 60, 60)
+    ranks = join(meet(rank, args.ranks, directory, 60), 60)
     policy = build_policy(model, settings, ranks.mesh)
     shape = model_shape(policy.model, None)
     trainer = Trainer(policy, shape, settings, ranks)
-    checkpoints = Checkpoints(directory / "checkpoints", str(model), 2, ranks)
+    checkpoints = Checkpoints(directory / "checkpoints", str(model), Retention(2), ranks)
     micro_batches = rollouts(
         args.rollouts, rank, args.ranks, args.micro_batch, shape.moe_layers, shape.experts, shape.vocabulary
     )
@@ -112,7 +115,8 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
         whole = timed("gather", partial(gather, policy, rank))
         if rank == 0:
             timed("write", partial(write, policy.model, whole, stored, directory))
-        timed("checkpoint", partial(checkpoints.save, Position(step=step), trainer.shards()))
+        staged = timed("checkpoint: copy", partial(checkpoints.stage, trainer.state()))
+        timed("checkpoint: write", partial(checkpoints.save, Position(step=step), staged))
     leave()
     return {name: round(statistics.median(values[2:] or values), 1) for name, values in times.items()}
 
@@ -157,7 +161,7 @@ def main() -> int:
         print(json.dumps(medians))
     else:
         for name, value in medians.items():
-            print(f"{name:12} {value:8.1f} ms")
+            print(f"{name:18} {value:8.1f} ms")
     return 0
 
 

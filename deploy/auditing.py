@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from deploy.audit import READING_ORDER, Audit, Ledger
+from deploy.audit import READING_ORDER, Ledger
 from deploy.history import History
 from deploy.runlog import RunLog
 from deploy.tally import Window
+from deploy.verdict import Audit
 from schemas import Ref, UndecodableError, decode
 from streams.admin import Admin
 

@@ -24,6 +24,7 @@ SUBCOMMANDS: Final = {
     "dlq": "records that could not be processed: list, show, put back, purge",
     "show": "print one record of a topic",
     "trace": "where the time goes between prompt and weights",
+    "weights": "published weights: list, show, export as a directory that transformers and vLLM load",
 }
 
 

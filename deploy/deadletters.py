@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 from aiokafka.errors import KafkaError
 
-from deploy.audit import dead_rollouts
 from deploy.errors import ConfigError, DeployError
+from deploy.rollout_names import dead_rollouts
 from deploy.runlog import RunLog
 from schemas import TOPICS, DeadLetter, Ref, UndecodableError, encode, schema_header
 from streams import names

@@ -99,7 +99,8 @@ class History:
             case GroupReady() | GroupDropped() | GroupEvaluated():
                 self._closed(event, ref)
             case RolloutDisposed():
-                self._of(event.rollout).closed_s = event.time_s
+                facts = self._of(event.rollout)
+                facts.closed_s = facts.closed_s or event.time_s
             case BatchPlanned():
                 self.batches[ref] = event
                 for sequence in event.sequences:

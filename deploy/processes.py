@@ -34,7 +34,14 @@ def service_units(config: RunConfig, service: str) -> list[Unit]:
         name = process_name(service, ordinal, count)
         layout = config.layout
         processes.append(
-            ProcessSpec(name, _argv(config, service, ordinal), env, layout.log(name), layout.pid_file(name))
+            ProcessSpec(
+                name,
+                _argv(config, service, ordinal),
+                env,
+                layout.log(name),
+                layout.pid_file(name),
+                health=layout.health / f"{name}.json",
+            )
         )
     if service == "learner":
         return [Unit(service, tuple(processes))]
@@ -45,7 +52,7 @@ def _argv(config: RunConfig, service: str, ordinal: int) -> tuple[str, ...]:
     directory = str(config.directory)
     # -P: the working directory must not shadow an installed package.
     command = (sys.executable, "-P", "-m", "deploy.command", "run", service, "--dir", directory)
-    return (*command, "--ordinal", str(ordinal))
+    return (*command, "--ordinal", str(ordinal), "--supervised")
 
 
 def _threads(settings: Any) -> int:

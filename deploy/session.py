@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -19,7 +20,8 @@ from deploy.config import RunConfig
 from deploy.errors import StoppedError
 from deploy.processes import units
 from deploy.restarts import RestartPolicy, Restarts
-from deploy.supervisor import GaveUpError, Supervisor
+from deploy.storage import storage_obstacle
+from deploy.supervisor import GaveUpError, Supervisor, Unit
 from schemas import TOPICS
 from streams.admin import TopicSpec, create_topics
 from streams.amx import apply_environment
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BROKER_STOP_S: Final = 10.0
-_BROKER_LOOK_S: Final = 0.5
+_BROKER_LOOK_S: Final = 0.1
 _HOUR_MS: Final = 3_600_000
 _LETTER_MARGIN_BYTES: Final = 2 << 20
 
@@ -83,18 +85,31 @@ class Session:
         return self._broker.kind
 
     @property
+    def _storage(self) -> tuple[Path, ...]:
+        """What may be a disk of its own, and full."""
+        root = self.config.directory
+        return (root, root / "broker", root / "blobs", root / "checkpoints")
+
+    @property
     def restarts(self) -> dict[str, int]:
         """How often each service was started again."""
         return {} if self._supervisor is None else dict(self._supervisor.restarts)
 
-    async def serve(self, until: Coroutine[Any, Any, T] | None = None) -> T | None:
+    async def serve(
+        self, until: Coroutine[Any, Any, T] | None = None, *, services: Sequence[Unit] | None = None
+    ) -> T | None:
         """Runs all services until `until` is done (its result) or the run is stopped; they have ended on return.
 
+        `services` are other units than the run's own, as a measurement has them.
         GaveUpError: a service or the broker cannot be kept alive. StoppedError: the user stopped it before `until`.
         """
         await asyncio.to_thread(apply_environment)
         self._supervisor = Supervisor(
-            units(self.config), self._policy, stop_s=self.config.supervisor.stop_s, note=self._note
+            units(self.config) if services is None else services,
+            self._policy,
+            stop_s=self.config.supervisor.stop_s,
+            note=self._note,
+            storage=self._storage,
         )
         keeping = asyncio.create_task(self._supervisor.keep(self.stopping), name="services")
         broker = asyncio.create_task(self._keep_broker(), name="broker")
@@ -151,26 +166,34 @@ class Session:
             raise failed
 
     async def _keep_broker(self) -> None:
-        """Starts a local broker again when it died. GaveUpError: too often."""
+        """Starts a local broker again when it died, as the supervisor does services. GaveUpError: too often."""
         assert self._broker is not None
         restarts = Restarts(self._policy)
         loop = asyncio.get_running_loop()
+        log = self.config.layout.log("broker")
+        served_s, said = 0.0, f"the broker ended (see {log})"
+        ready_s: float | None = loop.time()
         while self._broker.kind != "external" and not self.stopping.is_set():
-            began = loop.time()
-            while await asyncio.to_thread(self._broker.alive):
-                if await self._stopped_within(_BROKER_LOOK_S):
-                    return
-            delay_s = restarts.failed(loop.time() - began)
-            log = self.config.layout.log("broker")
+            if ready_s is not None:
+                while await asyncio.to_thread(self._broker.alive):
+                    if await self._stopped_within(_BROKER_LOOK_S):
+                        return
+                served_s, said = loop.time() - ready_s, f"the broker ended (see {log})"
+            obstacle = None
+            if served_s < self._policy.quick_s:
+                obstacle = await asyncio.to_thread(storage_obstacle, self._storage)
+            delay_s = restarts.failed(served_s, obstacle is not None)
             if delay_s is None:
-                raise GaveUpError(f"gave up on the broker after {restarts.quick} quick failures (see {log})", 1)
-            self._note(f"the broker ended (see {log}); starting it again in {delay_s:g} s")
+                raise GaveUpError(f"gave up on the broker after {restarts.quick} quick failures: {said}", 1)
+            cause = f"; the cause lies outside ({obstacle})" if obstacle is not None else ""
+            self._note(f"{said}{cause}; starting it again {f'in {delay_s:g} s' if delay_s else 'at once'}")
             if await self._stopped_within(delay_s):
                 return
             try:
                 await asyncio.to_thread(self._broker.start, self.config.supervisor.broker_s)
-            except BrokerError as error:
-                self._note(f"the broker did not start: {error}")
+                ready_s = loop.time()
+            except (BrokerError, OSError) as error:
+                ready_s, served_s, said = None, 0.0, f"the broker did not start: {error}"
 
     async def _stopped_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):

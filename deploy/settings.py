@@ -95,9 +95,9 @@ class ReplicaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class SupervisorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[supervisor]: how the local supervisor treats a service that ends."""
 
-    backoff_first_s: Annotated[float, Meta(gt=0, description="seconds before the first restart; doubles")] = 0.5
+    backoff_first_s: Annotated[float, Meta(gt=0, description="seconds after a quick failure; doubles")] = 0.5
     backoff_max_s: Annotated[float, Meta(gt=0, description="longest time before a restart")] = 15.0
-    quick_failure_s: Annotated[float, Meta(gt=0, description="a service that lived longer starts afresh")] = 60.0
+    quick_failure_s: Annotated[float, Meta(gt=0, description="a service that was ready longer starts afresh")] = 5.0
     quick_failures: Annotated[int, Meta(ge=1, description="quick failures in a row after which it gives up")] = 5
     broker_s: Annotated[float, Meta(gt=0, description="seconds for the broker to be ready")] = 60.0
     stop_s: Annotated[float, Meta(gt=0, description="seconds for everything to stop, before it is killed")] = 20.0

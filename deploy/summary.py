@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from deploy.audit import Audit
 from deploy.history import History
+from deploy.verdict import Audit
 from schemas import StepCompleted
 
 

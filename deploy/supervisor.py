@@ -5,9 +5,11 @@
         tasks.create_task(supervisor.keep(stopping))      # GaveUpError when a unit is beyond help
 
 A *unit* is what lives and dies together: one service process, or all ranks of the learner. A unit whose process ended
-is started again with back-off; exit code 2 (the user's configuration) and too many quick failures end the run. The
-units stop in their order and are killed when `stop_s` is over. If this process itself is killed,
-the kernel kills its children (PR_SET_PDEATHSIG) and the guard their process groups.
+is started again by `deploy.restarts`: at once where it had been at work, with back-off otherwise. Exit code 2 (the
+user's configuration) and too many quick failures end the run; what has its cause outside (exit code 75, or a directory
+of `storage` that cannot be written) does not, however long it lasts. The units stop in their order and are killed when
+`stop_s` is over. If this process itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the guard their
+process groups.
 """
 
 import asyncio
@@ -21,10 +23,15 @@ from signal import SIGTERM
 
 from deploy.errors import USAGE, DeployError
 from deploy.guard import Guard
+from deploy.readiness import until_ready
 from deploy.restarts import RestartPolicy, Restarts
+from deploy.storage import storage_obstacle
 from streams.child import Child
 
 logger = logging.getLogger(__name__)
+
+EXIT_OUTSIDE = 75
+"""How `streams.service` says that the cause lies outside; importing that would load the log's clients."""
 
 _TAIL_BYTES = 16_384
 _KILLED_S = 10.0
@@ -49,6 +56,8 @@ class ProcessSpec:
     env: Mapping[str, str]
     log: Path
     pid_file: Path
+    health: Path | None = None
+    """Where it says on which port it can be asked whether it is ready; None: it is as soon as it runs."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,23 @@ class Unit:
 
     service: str
     processes: tuple[ProcessSpec, ...]
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a unit's life ended: the process that ended first, for how long all had been ready, whose fault it was."""
+
+    name: str
+    code: int | None
+    last_line: str
+    log: Path
+    served_s: float
+    outside: str | None
+
+    def __str__(self) -> str:
+        if self.code is None:
+            return f"{self.name} could not be started: {self.last_line}"
+        return f"{self.name} ended with {_code_text(self.code)}: {self.last_line} (see {self.log})"
 
 
 class Supervisor:
@@ -69,11 +95,13 @@ class Supervisor:
         *,
         stop_s: float,
         note: Callable[[str], None] = logger.warning,
+        storage: Sequence[Path] = (),
     ) -> None:
         self._units = list(units)
         self._policy = policy
         self._stop_s = stop_s
         self._note = note
+        self._storage = tuple(storage)
         self._children: dict[str, list[Child]] = {unit.service: [] for unit in units}
         self._killed = asyncio.Event()
         self._guard: Guard | None = None
@@ -112,30 +140,57 @@ class Supervisor:
     async def _keep(self, unit: Unit, stopping: asyncio.Event) -> None:
         restarts = Restarts(self._policy)
         while not stopping.is_set():
-            began = time.monotonic()
-            first = await self._live_once(unit, stopping)
+            end = await self._live_once(unit, stopping)
             if stopping.is_set():
                 return
-            said = f"{first.name} ended with {_code_text(first.returncode)}: {last_line(first.log)} (see {first.log})"
-            if first.returncode == USAGE:
-                raise GaveUpError(said, USAGE)
-            delay_s = restarts.failed(time.monotonic() - began)
+            if end.code == USAGE:
+                raise GaveUpError(str(end), USAGE)
+            delay_s = restarts.failed(end.served_s, end.outside is not None)
             if delay_s is None:
-                raise GaveUpError(f"gave up on {unit.service} after {restarts.quick} quick failures: {said}", 1)
+                raise GaveUpError(f"gave up on {unit.service} after {restarts.quick} quick failures: {end}", 1)
             self.restarts[unit.service] += 1
-            self._note(f"{said}; starting it again in {delay_s:g} s")
+            cause = f"; the cause lies outside ({end.outside})" if end.outside is not None else ""
+            self._note(f"{end}{cause}; starting it again {f'in {delay_s:g} s' if delay_s else 'at once'}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await stopping.wait()
 
-    async def _live_once(self, unit: Unit, stopping: asyncio.Event) -> Child:
-        """Starts the unit and waits until all of it has ended; the child that ended first."""
+    async def _live_once(self, unit: Unit, stopping: asyncio.Event) -> _End:
+        """Starts the unit and waits until all of it has ended; how the first of it did."""
         children = self._children[unit.service]
         children.clear()
         for spec in unit.processes:
-            child = Child.start(spec.argv, log=spec.log, pid_file=spec.pid_file, env=spec.env, name=spec.name)
+            try:
+                child = Child.start(spec.argv, log=spec.log, pid_file=spec.pid_file, env=spec.env, name=spec.name)
+            except OSError as error:
+                # No room for its log or its pid file, or no process to be had.
+                await self._abandon(children)
+                return _End(spec.name, None, str(error), spec.log, 0.0, str(error.strerror))
             children.append(child)
             self._guarding().add(child.pid)
+        ready = asyncio.create_task(_all_ready(unit.processes, children), name=f"{unit.service} becomes ready")
+        try:
+            first = await self._until_ended(children, stopping)
+        finally:
+            ready.cancel()
+        served_s = time.monotonic() - ready.result() if ready.done() and not ready.cancelled() else 0.0
+        outside = None if stopping.is_set() else await self._outside_cause(first, served_s)
+        return _End(first.name, first.returncode, last_line(first.log), first.log, served_s, outside)
+
+    async def _outside_cause(self, child: Child, served_s: float) -> str | None:
+        if child.returncode == EXIT_OUTSIDE:
+            return "it says so"
+        if served_s >= self._policy.quick_s:
+            return None  # it is started again at once, whatever it was
+        return await asyncio.to_thread(storage_obstacle, self._storage)
+
+    async def _abandon(self, children: Sequence[Child]) -> None:
+        await _end_all(children, _MATE_S, self._killed)
+        for child in children:
+            self._guarding().remove(child.pid)
+
+    async def _until_ended(self, children: Sequence[Child], stopping: asyncio.Event) -> Child:
+        """Waits until all have ended; the one that did first."""
         ends = {asyncio.create_task(child.ended(), name=f"end of {child.name}"): child for child in children}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         first = next(child for end, child in ends.items() if end in done)
@@ -165,6 +220,14 @@ class Supervisor:
                 self._note(f"{child.name} did not stop within {self._stop_s:g} s and is killed: {last_line(child.log)}")
             child.kill()
         await _wait_ended(everyone, _KILLED_S, asyncio.Event())
+
+
+async def _all_ready(specs: Sequence[ProcessSpec], children: Sequence[Child]) -> float:
+    """Waits until every process is ready; when that was, by the monotonic clock."""
+    for spec, child in zip(specs, children, strict=True):
+        if spec.health is not None:
+            await until_ready(spec.health, child.pid)
+    return time.monotonic()
 
 
 async def _end_all(children: Sequence[Child], patience_s: float, killed: asyncio.Event) -> None:

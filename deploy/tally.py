@@ -14,6 +14,8 @@ DISPOSITIONS: Final[tuple[Disposition, ...]] = get_args(Disposition)
 
 PRODUCED: Final = 1
 READY: Final = 2
+LATE: Final = 4
+"""Its group was forgotten when it was scored: it ended as `expired` where nothing else ended it."""
 
 Fact = Literal["scored", "closed", "planned"]
 

@@ -15,7 +15,8 @@ from deploy.snapshot import Snapshot, snapshot
 from schemas import Ref, UndecodableError, decode
 from streams.admin import Admin, AdminError
 from streams.errors import StreamsError
-from streams.log import Log, LogSettings, Reader
+from streams.log import Log, LogSettings
+from streams.reader import Reader
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Wire contracts: events, array wrapper, topic catalogue, evolution rules. No I/O, no torch."""
 
 from schemas.arrays import NDArray
-from schemas.codec import MAX_EVENT_BYTES, MAX_LETTER_BYTES, decode, encode, schema_header
+from schemas.codec import MAX_EVENT_BYTES, MAX_LETTER_BYTES, check_schema, decode, encode, schema_header
 from schemas.errors import EachpromptError, SchemaError, UndecodableError
 from schemas.events import (
     BatchPlanned,
@@ -21,6 +21,7 @@ from schemas.events import (
 from schemas.identity import group_id, prompt_id, rollout_id, sampling_seed
 from schemas.parts import (
     BlobRef,
+    Canary,
     Disposition,
     EngineInfo,
     Member,
@@ -33,6 +34,7 @@ from schemas.parts import (
     RolloutTimings,
     Routes,
     Sampling,
+    Unanimous,
     WeightFile,
     WeightSpan,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "TOPICS",
     "BatchPlanned",
     "BlobRef",
+    "Canary",
     "DeadLetter",
     "Disposition",
     "EachpromptError",
@@ -70,11 +73,13 @@ __all__ = [
     "SchemaError",
     "StepCompleted",
     "Topic",
+    "Unanimous",
     "UndecodableError",
     "WeightFile",
     "WeightSpan",
     "WeightsApplied",
     "WeightsPublished",
+    "check_schema",
     "decode",
     "encode",
     "group_id",

@@ -1,6 +1,5 @@
 """Arrays on the wire: dtype, shape and bytes, decoded without a copy."""
 
-import math
 from typing import Any, Final
 
 import msgspec
@@ -31,14 +30,17 @@ class NDArray(msgspec.Struct, frozen=True, array_like=True):
     data: memoryview
 
     def __post_init__(self) -> None:
+        # Four of these are in every rollout that a service decodes: no generator and no product of a tuple.
         dtype = DTYPES.get(self.dtype)
         if dtype is None:
             raise ValueError(f"array dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if len(self.shape) > MAX_DIMENSIONS or any(n < 0 for n in self.shape):
-            raise ValueError(f"array shape {self.shape} is not up to {MAX_DIMENSIONS} dimensions of at least 0")
-        expected = math.prod(self.shape) * dtype.itemsize
+        expected, shape = dtype.itemsize, self.shape
+        if len(shape) > MAX_DIMENSIONS or (shape and min(shape) < 0):
+            raise ValueError(f"array shape {shape} is not up to {MAX_DIMENSIONS} dimensions of at least 0")
+        for n in shape:
+            expected *= n
         if expected != self.data.nbytes:
-            raise ValueError(f"array {self.dtype}{list(self.shape)} needs {expected} bytes and has {self.data.nbytes}")
+            raise ValueError(f"array {self.dtype}{list(shape)} needs {expected} bytes and has {self.data.nbytes}")
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> "NDArray":

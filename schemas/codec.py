@@ -1,5 +1,6 @@
 """Events to bytes and back: MessagePack maps, strict limits, one error for whatever is wrong."""
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -8,7 +9,11 @@ from schemas.errors import UndecodableError
 from schemas.events import Event
 
 SCHEMA_VERSION: Final = 1
-"""The version in every record's `schema` header; a reader takes any version and ignores fields it does not know."""
+"""The major version, in every record's `schema` header: `<type>/<major>` or `<type>/<major>.<minor>`.
+
+A minor version adds fields with defaults: older readers ignore them, newer ones fill in what older writers leave out.
+What older readers would misread, a changed meaning say, needs a new major version, which they refuse.
+"""
 
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
@@ -41,3 +46,15 @@ def decode(data: bytes | memoryview) -> Event:
 def schema_header(event: Event) -> bytes:
     """`<type>/<version>` for the record's `schema` header."""
     return f"{type(event).__name__}/{SCHEMA_VERSION}".encode()
+
+
+@lru_cache(256)
+def check_schema(header: bytes) -> None:
+    """UndecodableError: the `schema` header tells of a newer major version. One that makes no sense tells nothing."""
+    kind, _, version = header.partition(b"/")
+    major = version.partition(b".")[0]
+    if major.isdigit() and len(major) < 10 and int(major) > SCHEMA_VERSION:
+        raise UndecodableError(
+            f"schema {kind[:80].decode(errors='replace')}/{int(major)} is newer than {SCHEMA_VERSION}, which this "
+            "reader knows: upgrade it, then replay the dead letter"
+        )

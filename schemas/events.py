@@ -12,6 +12,7 @@ import numpy as np
 from schemas.arrays import NDArray
 from schemas.parts import (
     MAX_SAMPLES,
+    Canary,
     Count,
     Disposition,
     EngineInfo,
@@ -27,6 +28,7 @@ from schemas.parts import (
     Routes,
     Sampling,
     Time,
+    Unanimous,
     WeightFile,
     WeightSpan,
     check_reference,
@@ -153,7 +155,10 @@ class RolloutScored(EventBase, frozen=True, kw_only=True):
 
 
 class GroupReady(EventBase, frozen=True, kw_only=True):
-    """A group with variance: members whose `disposition` is None are to be trained on."""
+    """A group to be trained on, but for the members that have a `disposition`.
+
+    Its rewards have variance, or it is `unanimous` and the members' advantages (0 here) are made by the learner.
+    """
 
     group_id: str
     prompt_id: str
@@ -166,6 +171,7 @@ class GroupReady(EventBase, frozen=True, kw_only=True):
     pass_rate: Finite | None = None
     partial: bool = False
     requested_s: Time = 0.0
+    unanimous: Unanimous | None = None
 
 
 class GroupDropped(EventBase, frozen=True, kw_only=True):
@@ -197,7 +203,10 @@ class GroupEvaluated(EventBase, frozen=True, kw_only=True):
 
 
 class RolloutDisposed(EventBase, frozen=True, kw_only=True):
-    """The end of one rollout outside its group's own event: a later attempt, a straggler after the group closed."""
+    """The end of one rollout outside its group's own event: `duplicate`, a later attempt or a straggler.
+
+    `expired` is said of a group that is not remembered any more: it counts where nothing else ended the rollout.
+    """
 
     rollout_id: str
     group_id: str
@@ -252,7 +261,12 @@ class StepCompleted(EventBase, frozen=True, kw_only=True):
 
 
 class WeightsPublished(EventBase, frozen=True, kw_only=True):
-    """Weights `version` are in the blob store, complete and fsynced, when this is written."""
+    """Weights `version` are in the blob store, complete and fsynced, when this is written.
+
+    `full`: safetensors files with every tensor. `delta`: the elements that differ from weights `base_version`, in the
+    format of `streams.weights.delta`. `digest` and `base_digest` are of all tensors after and before (see
+    `streams.weights.tensors.state_digest`): a delta is refused where the base is another, whatever its version says.
+    """
 
     version: Count
     kind: Literal["full", "delta"]
@@ -262,10 +276,25 @@ class WeightsPublished(EventBase, frozen=True, kw_only=True):
     parent_step: Count
     time_s: Time
     base_version: Count | None = None
+    digest: str | None = None
+    base_digest: str | None = None
+    canary: Canary | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind != "delta":
+            return
+        if self.base_version is None or self.base_digest is None or self.digest is None:
+            raise ValueError(f"weights {self.version} are a delta without base_version, base_digest or digest")
+        if self.base_version >= self.version:
+            raise ValueError(f"weights {self.version} are a delta on weights {self.base_version}, which are not older")
 
 
 class WeightsApplied(EventBase, frozen=True, kw_only=True):
-    """A producer generates with weights `version` from now on; `pause_s` is how long generation stood still."""
+    """A producer generates with weights `version` from now on; `pause_s` is how long generation stood still.
+
+    Said again for the same version with `canary_logprobs` (the shape of the publication's) once they are measured; and
+    with `refused`, a newer publication that this producer cannot use: the learner answers with a full one.
+    """
 
     producer_id: str
     version: Count
@@ -275,6 +304,7 @@ class WeightsApplied(EventBase, frozen=True, kw_only=True):
     pause_s: Finite = 0.0
     in_flight: Count = 0
     canary_logprobs: NDArray | None = None
+    refused: Count | None = None
 
 
 class DeadLetter(EventBase, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from typing import Annotated, Final, Literal, NamedTuple
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from schemas.arrays import NDArray
@@ -13,6 +14,9 @@ Disposition = Literal[
 """How a rollout ends. `evaluated` is the end of the rollouts of a held-back prompt, which are never trained on."""
 
 Purpose = Literal["train", "evaluate"]
+
+Unanimous = Literal["correct", "wrong"]
+"""What all rollouts of a group are, where their rewards have no variance and it is trained on all the same."""
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """A number of something, an offset, a version: what every client's 64 bits can hold."""
@@ -74,7 +78,10 @@ class WeightSpan(NamedTuple):
 
 
 class BlobRef(Part, frozen=True, kw_only=True):
-    """Bytes outside the log: where, how many, their digest (`blake2b-256` hex of the stored bytes) and codec."""
+    """Bytes outside the log: where, how many, the digest of the stored bytes and their codec.
+
+    `digest` is `sha256:` and 64 hexadecimal digits; bare ones are BLAKE2b-256, as earlier references hold them.
+    """
 
     uri: str
     size: Count
@@ -170,7 +177,10 @@ class Member(Part, frozen=True, kw_only=True):
 
 
 class PlannedSequence(Part, frozen=True, kw_only=True):
-    """One sequence of a batch: where its rollout is and what the learner needs besides."""
+    """One sequence of a batch: where its rollout is and what the learner needs besides.
+
+    `unanimous` where the group's rewards have no variance: the learner makes advantages of the tokens' entropies.
+    """
 
     rollout_id: str
     rollout: Ref
@@ -179,6 +189,7 @@ class PlannedSequence(Part, frozen=True, kw_only=True):
     prompt_tokens: Count
     response_tokens: Count
     oldest_version: Count
+    unanimous: Unanimous | None = None
 
 
 class WeightFile(Part, frozen=True, kw_only=True):
@@ -186,6 +197,26 @@ class WeightFile(Part, frozen=True, kw_only=True):
 
     name: str
     blob: BlobRef
+
+
+class Canary(Part, frozen=True, kw_only=True):
+    """A fixed set of sequences and what the learner's own weights say of them, for producers to compare with.
+
+    `token_ids` u4 `[sequences, tokens]`; `logprobs` f4 `[sequences, tokens - 1]`, of every token but the first, routed
+    natively.
+    """
+
+    token_ids: NDArray
+    logprobs: NDArray
+
+    def __post_init__(self) -> None:
+        ids, logprobs = self.token_ids, self.logprobs
+        if ids.dtype != "u4" or logprobs.dtype != "f4" or len(ids.shape) != 2 or ids.shape[1] < 2:
+            raise ValueError(f"a canary has ids {ids.dtype}{list(ids.shape)} that are not u4 [sequences, tokens]")
+        if logprobs.shape != (ids.shape[0], ids.shape[1] - 1):
+            raise ValueError(f"a canary has {list(logprobs.shape)} log-probs for ids {list(ids.shape)}")
+        if not np.isfinite(logprobs.numpy()).all():
+            raise ValueError("a canary has a log-prob that is not finite")
 
 
 class Rejected(Part, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from kafka.admin import ConfigResource, KafkaAdminClient, OffsetSpec
 from kafka.errors import IncompatibleBrokerVersion, KafkaError, TopicAlreadyExistsError, for_code
@@ -202,6 +202,15 @@ class Admin:
         found = self._offsets(names, timestamp_ms, committed_only=False)
         return {partition: offset if offset >= 0 else ends[partition] for partition, offset in found.items()}
 
+    def newest_s(self, topics: Iterable[str]) -> dict[str, float]:
+        """Unix time of each topic's newest record; a topic without records is absent."""
+        found = self._entries(topics, int(OffsetSpec.MAX_TIMESTAMP), committed_only=False)
+        newest: dict[str, float] = {}
+        for partition, entry in found.items():
+            if entry.timestamp > 0:
+                newest[partition.topic] = max(newest.get(partition.topic, 0.0), entry.timestamp / 1000)
+        return newest
+
     def committed(self, group: str) -> dict[TopicPartition, Committed]:
         """What a group has committed, with its metadata; empty for a group that is not known."""
         groups = self._call(f"offsets of group {group}", lambda: self._client.list_group_offsets(group))
@@ -228,6 +237,9 @@ class Admin:
         self._call("deleting records", lambda: self._client.delete_records(request))
 
     def _offsets(self, topics: Iterable[str], spec: int, committed_only: bool) -> dict[TopicPartition, int]:
+        return {key: entry.offset for key, entry in self._entries(topics, spec, committed_only).items()}
+
+    def _entries(self, topics: Iterable[str], spec: int, committed_only: bool) -> dict[TopicPartition, Any]:
         names = list(topics)
         described = self.describe(names)
         if unknown := [name for name in names if name not in described]:
@@ -241,7 +253,7 @@ class Admin:
         found = self._call(
             "looking up offsets", lambda: self._client.list_partition_offsets(request, isolation_level=isolation)
         )
-        return {TopicPartition(key.topic, key.partition): entry.offset for key, entry in sorted(found.items())}
+        return {TopicPartition(key.topic, key.partition): entry for key, entry in sorted(found.items())}
 
     def _call(self, what: str, function: Callable[[], T]) -> T:
         """Runs a client call under the deadline, again after errors that pass (a leader or coordinator moving)."""

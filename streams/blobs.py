@@ -2,30 +2,33 @@
 
 Any fsspec location works (`file://`, `s3://` …). A blob is complete before its reference is written anywhere: locally
 it is written to a temporary name, fsynced and renamed; object stores make a finished upload visible at once.
+
+A body passes through this process once each way: its digest is computed while it is written, and piece by piece while
+it is read, and neither holds up other threads.
 """
 
 import errno
-import hashlib
 import os
+import stat
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import fsspec
+import numpy as np
 
 from schemas import BlobRef
+from streams.digests import Hasher, digest_of, short
 from streams.errors import BlobError, ConfigurationError
 from streams.faults import reach
 
-_DIGEST_BYTES: Final = 32
 _CHUNK_BYTES: Final = 1 << 20
 _NO_PLACE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 """What a reference is to blame for, and not the store."""
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """blake2b-256 in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 class BlobStore:
@@ -53,76 +56,51 @@ class BlobStore:
             import zstandard
 
             data = zstandard.ZstdCompressor(level=1).compress(data)
-        digest = digest_of(data)
-        path = f"{self._path}/{name}.{digest[:16]}"
         if self._local:
-            _write_durably(Path(path), data)
+            digest = self._put_local(name, lambda out: _write_and_digest(out, data))
         else:
-            self._fs.pipe_file(path, bytes(data))
-        return BlobRef(
-            uri=self._fs.unstrip_protocol(path),
-            size=len(data),
-            digest=digest,
-            codec="zstd" if codec == "zstd" else "none",
-        )
+            digest = digest_of(data)
+            self._fs.pipe_file(self._place(name, digest), bytes(data))
+        return self._ref(name, digest, len(data), codec)
 
     def put_file(self, name: str, source: Path) -> BlobRef:
-        """Store the file `source`, read once in chunks."""
-        hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        with source.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                hasher.update(chunk)
-        digest = hasher.hexdigest()
-        path = f"{self._path}/{name}.{digest[:16]}"
+        """Store the file `source` in pieces; from a local store it is read once."""
         if self._local:
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                with source.open("rb") as file, temporary.open("wb") as out:
-                    while chunk := file.read(_CHUNK_BYTES):
-                        out.write(chunk)
-                    _sync(out)
-                reach("blobs.written")
-                temporary.replace(target)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-            _sync_directory(target.parent)
+            digest = self._put_local(name, lambda out: _copy_and_digest(source, out))
         else:
-            self._fs.put_file(str(source), path)
-        return BlobRef(uri=self._fs.unstrip_protocol(path), size=source.stat().st_size, digest=digest)
+            digest = _copy_and_digest(source, None)
+            self._fs.put_file(str(source), self._place(name, digest))
+        return self._ref(name, digest, source.stat().st_size, "none")
 
-    def get(self, ref: BlobRef) -> bytes:
-        """The bytes behind `ref`, decompressed, after their size and digest were verified."""
-        path = self._fs._strip_protocol(ref.uri)
+    def get(self, ref: BlobRef) -> memoryview:
+        """The bytes behind `ref`, decompressed, after their size and digest were verified. Not to be written to."""
+        with self._blamed(ref):
+            data = _read(self._fs._strip_protocol(ref.uri), ref) if self._local else self._download(ref)
+        if ref.codec == "none":
+            return data
+        import zstandard
+
         try:
-            # Asked for first, so that a reference to a device or to something huge is never read.
-            if self._local and (size := self._fs.size(path)) != ref.size:
-                raise BlobError(f"blob {ref.uri} has {size} bytes and not {ref.size}")
-            data: bytes = self._fs.cat_file(path)
-        except FileNotFoundError as error:
-            raise BlobError(f"blob {ref.uri} is not there") from error
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_PLACE:
-                raise
-            raise BlobError(f"blob {ref.uri!r} is no place of the store: {error}") from error
-        if len(data) != ref.size:
-            raise BlobError(f"blob {ref.uri} has {len(data)} bytes and not {ref.size}")
-        if digest_of(data) != ref.digest:
-            raise BlobError(f"blob {ref.uri} differs from its digest {ref.digest[:16]}…")
-        if ref.codec == "zstd":
-            import zstandard
-
-            try:
-                return zstandard.ZstdDecompressor().decompress(data)
-            except zstandard.ZstdError as error:
-                raise BlobError(f"blob {ref.uri} does not decompress: {error}") from error
-        return data
+            return memoryview(zstandard.ZstdDecompressor().decompress(data))
+        except zstandard.ZstdError as error:
+            raise BlobError(f"blob {ref.uri} does not decompress: {error}") from error
 
     def fetch_to(self, ref: BlobRef, target: Path) -> Path:
         """Write the verified bytes behind `ref` to `target` (whole or not at all) and return it."""
-        _write_durably(target, self.get(ref), durable=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._local and ref.codec == "none":
+            # In pieces: weights may be larger than memory.
+            with _temporary(target) as (out, temporary), self._blamed(ref):
+                for piece in _pieces(self._fs._strip_protocol(ref.uri), ref, np.empty(_CHUNK_BYTES, np.uint8).data):
+                    out.write(piece)
+                out.flush()
+                temporary.replace(target)
+            return target
+        data = self.get(ref)
+        with _temporary(target) as (out, temporary):
+            out.write(data)
+            out.flush()
+            temporary.replace(target)
         return target
 
     def delete_older_than(self, age_s: float) -> int:
@@ -136,25 +114,125 @@ class BlobStore:
                 deleted += 1
         return deleted
 
+    def _place(self, name: str, digest: str) -> str:
+        return f"{self._path}/{name}.{short(digest)}"
 
-def _write_durably(target: Path, data: bytes | memoryview, durable: bool = True) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    def _ref(self, name: str, digest: str, size: int, codec: str) -> BlobRef:
+        uri = self._fs.unstrip_protocol(self._place(name, digest))
+        return BlobRef(uri=uri, size=size, digest=digest, codec="zstd" if codec == "zstd" else "none")
+
+    def _put_local(self, name: str, write: Callable[[BinaryIO], str]) -> str:
+        """Durable under its final name when this returns; `write` says the digest of what it wrote."""
+        directory = Path(f"{self._path}/{name}").parent
+        directory.mkdir(parents=True, exist_ok=True)
+        with _temporary(Path(f"{self._path}/{name}")) as (out, temporary):
+            digest = write(out)
+            reach("blobs.written")
+            temporary.replace(self._place(name, digest))
+        _sync_directory(directory)
+        return digest
+
+    def _download(self, ref: BlobRef) -> memoryview:
+        data = memoryview(self._fs.cat_file(self._fs._strip_protocol(ref.uri)))
+        if len(data) != ref.size:
+            raise BlobError(f"blob {ref.uri} has {len(data)} bytes and not {ref.size}")
+        if digest_of(data, ref.digest) != ref.digest:
+            raise _wrong_digest(ref)
+        return data
+
+    @contextmanager
+    def _blamed(self, ref: BlobRef) -> Iterator[None]:
+        """BlobError for what is wrong with the reference or what it names; the store's own failures stay OSError."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BlobError(f"blob {ref.uri} is not there") from error
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_PLACE:
+                raise
+            raise BlobError(f"blob {ref.uri!r} is no place of the store: {error}") from error
+
+
+def _read(path: str, ref: BlobRef) -> memoryview:
+    # Not a bytearray: filling that with zeros keeps other threads, the event loop's too, from running.
+    data = np.empty(_checked_size(path, ref), np.uint8).data
+    for _ in _pieces(path, ref, data):
+        pass
+    return data.toreadonly()
+
+
+def _checked_size(path: str, ref: BlobRef) -> int:
+    # Asked for first, so that a reference to a device or to something huge is never read.
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size != ref.size:
+        raise BlobError(f"blob {ref.uri} has {found.st_size} bytes and not {ref.size}")
+    return found.st_size
+
+
+def _pieces(path: str, ref: BlobRef, into: memoryview) -> Iterator[memoryview]:
+    """What the file at `path` holds, read into `into`, from its start again when it is full. BlobError at the end where
+    it was not what `ref` says."""
+    hasher, left, at = Hasher(ref.digest), _checked_size(path, ref), 0
+    with Path(path).open("rb", buffering=0) as file:
+        # The kernel reads ahead twice as far, and so from the disk while the digest is computed.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while left:
+            if at == len(into):
+                at = 0
+            piece = into[at : at + min(_CHUNK_BYTES, left)]
+            size = file.readinto(piece)
+            if not size:
+                raise BlobError(f"blob {ref.uri} has {ref.size - left} bytes and not {ref.size}")
+            hasher.update(piece[:size])
+            yield piece[:size]
+            at += size
+            left -= size
+    if hasher.digest() != ref.digest:
+        raise _wrong_digest(ref)
+
+
+def _wrong_digest(ref: BlobRef) -> BlobError:
+    return BlobError(f"blob {ref.uri} differs from its digest {short(ref.digest)}…")
+
+
+def _write_and_digest(out: BinaryIO, data: bytes | memoryview) -> str:
+    """Synced; the digest of a large body is computed while the disk takes it."""
+    if len(data) < _CHUNK_BYTES:
+        out.write(data)
+        _sync(out)
+        return digest_of(data)
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
+        digest: Future[str] = beside.submit(digest_of, data)
+        out.write(data)
+        _sync(out)
+        return digest.result()
+
+
+def _copy_and_digest(source: Path, out: BinaryIO | None) -> str:
+    hasher, buffer = Hasher(), np.empty(_CHUNK_BYTES, np.uint8).data
+    with source.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            hasher.update(buffer[:size])
+            if out is not None:
+                out.write(buffer[:size])
+    if out is not None:
+        _sync(out)
+    return hasher.digest()
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file beside `target`, to be renamed; whatever goes wrong, it is gone afterwards."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as out:
-            out.write(data)
-            if durable:
-                _sync(out)
-        reach("blobs.written")
-        temporary.replace(target)
-    except OSError:
+            yield out, temporary
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        _sync_directory(target.parent)
 
 
-def _sync(file: Any) -> None:
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -120,7 +120,7 @@ class Child:
         Its output is appended to `log`. `pid_file` holds its process id until it was seen to have ended. The kernel
         sends `death_signal` to it when this process ends, however that happens; its own children get nothing, so a
         program that has some must pass that on. Raises `ChildError` when the program does not exist, or when
-        `pid_file` names a process that is alive.
+        `pid_file` names a process that is alive; `OSError` when there is no room for its log or its pid file.
         """
         program = shutil.which(argv[0])
         if program is None:
@@ -132,7 +132,11 @@ class Child:
         process = _forker.fork([*shim, program, *argv[1:]], _Launch(log, env, cwd))
         child = cls(process, name or Path(argv[0]).name, log, pid_file)
         if pid_file is not None:
-            write_pid_file(pid_file, process.pid)
+            try:
+                write_pid_file(pid_file, process.pid)
+            except OSError:
+                child.stop(0, signal.SIGKILL)
+                raise
         return child
 
     @property

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from schemas import TOPICS, DeadLetter, Event, Ref, decode
+from schemas import TOPICS, DeadLetter, Event, Ref, check_schema, decode
 from streams import names
 from streams.errors import Poison
 from streams.record import Output, Record
@@ -40,7 +40,8 @@ def place(ref: Ref) -> str:
 
 
 def event_of(record: Record) -> Event:
-    """The event of `record`. UndecodableError: it is none. Poison: its type does not belong on its topic."""
+    """The event of `record`. UndecodableError: none, or a newer one. Poison: its type does not belong on its topic."""
+    check_schema(record.headers.get(names.SCHEMA, b""))
     event = decode(record.value)
     if not isinstance(event, TOPICS[record.topic].events):
         raise Poison(f"a {type(event).__name__} does not belong on {record.topic}")

@@ -20,6 +20,10 @@ class DeadlineError(StreamsError):
         self.seconds = seconds
 
 
+class BrokerAwayError(DeadlineError):
+    """The broker did not answer in time."""
+
+
 class Poison(StreamsError):
     """This record cannot be processed, ever: it goes to the dead letters with its bytes and the stage goes on."""
 

@@ -8,7 +8,8 @@ from typing import Final
 
 from schemas import Ref
 from streams.errors import DeadlineError, MissingRecordError
-from streams.log import Log, Reader
+from streams.log import Log
+from streams.reader import Reader
 from streams.record import Record
 
 _POLL_S: Final = 0.5

@@ -16,11 +16,11 @@ from schemas import Event, Ref, UndecodableError
 from streams import names, tracing
 from streams.deadletters import dead_letter, event_of
 from streams.errors import Poison
-from streams.log import Reader
-from streams.recall import Recall, recalled
+from streams.reader import Reader
+from streams.recall import Recall, passed_over, recalled
 from streams.record import Output, Record
 from streams.scope import Scope
-from streams.tracker import MAX_SPAN, OffsetTracker
+from streams.tracker import OffsetTracker
 from streams.transaction import TransactionalWriter
 
 logger = logging.getLogger(__name__)
@@ -60,19 +60,24 @@ class Fold(Protocol):
     def next_time_s(self) -> float | None:
         """The unix time at which `on_time` is wanted, if any."""
 
-    def waiting(self) -> list[str]:
+    def waiting(self, now_s: float) -> list[str]:
         """What it waits for, in sentences for `eachprompt status`."""
 
 
 @dataclass(frozen=True)
 class FoldSpec:
-    """A stage: its name, its input, side topics, which own outputs it recalls, and one fold a partition or over all."""
+    """A stage: its name, its input, side topics, which own outputs it recalls, and one fold a partition or over all.
+
+    `also` are further inputs with as many partitions: delivered, finished and committed as the input's records are. At
+    start they come first, up to where they end then. Another stage writes the letters of those that are unreadable.
+    """
 
     stage: str
     input: str
     observe: tuple[str, ...] = ()
     recall: Recall | None = None
     shard: Literal["partition", "all"] = "partition"
+    also: tuple[str, ...] = ()
 
 
 async def run_fold(scope: Scope, spec: FoldSpec, make: Callable[[int | None], Fold]) -> None:
@@ -95,9 +100,12 @@ async def run_fold(scope: Scope, spec: FoldSpec, make: Callable[[int | None], Fo
 class _Position(NamedTuple):
     """Nothing more comes below `offset` of an input partition."""
 
+    topic: str
     partition: int
     offset: int
 
+
+_Key = tuple[str, int]  # topic and partition
 
 _Queue = asyncio.Queue[Sequence[Record | _Position]]
 
@@ -113,35 +121,66 @@ class _Shard:
         self._fold = fold
         self._group = f"{scope.context.run}.{spec.stage}"
         self._writer = TransactionalWriter(scope.log, f"{self._group}.{spec.input}.{self.key}")
-        self._trackers: dict[int, OffsetTracker] = {}
-        self._positions: dict[tuple[str, int], int | None] = {}
-        self._dirty: set[int] = set()
-        self._committed: dict[int, tuple[int, str]] = {}
+        self._trackers: dict[_Key, OffsetTracker] = {}
+        self._positions: dict[_Key, int | None] = {}
+        self._dirty: set[_Key] = set()
+        self._committed: dict[_Key, tuple[int, str]] = {}
         self._written_s = -_LINGER_S
 
     async def start(self) -> None:
         """Fence the predecessor, read what it committed, recall its outputs."""
         await self._writer.open()
         log, spec = self._scope.log, self._spec
-        committed = await log.committed(self._group, spec.input, self._partitions)
-        for partition in self._partitions:
-            offset, metadata = committed.get(partition, (0, ""))
-            self._trackers[partition] = OffsetTracker.restore(offset, metadata)
-            self._positions[(spec.input, partition)] = offset if partition in committed else None
+        own = None if self.key == "all" else int(self.key)
+        inputs = (spec.input, *spec.also)
+        found = await asyncio.gather(*[log.committed(self._group, topic, self._partitions) for topic in inputs])
+        for topic, committed in zip(inputs, found, strict=True):
+            for partition in self._partitions:
+                offset, metadata = committed.get(partition, (0, ""))
+                self._trackers[(topic, partition)] = OffsetTracker.restore(offset, metadata)
+                self._positions[(topic, partition)] = offset if partition in committed else None
         if spec.recall is not None:
-            own = None if self.key == "all" else int(self.key)
             for event, record in await recalled(log, spec.recall, own, time.time()):
                 self._fold.on_recalled(event, record)
-        self._scope.add_status(self._fold.waiting)
+            await self._pass_over(spec.recall)
+        self._scope.add_status(self._waiting)
+
+    async def _pass_over(self, recall: Recall) -> None:
+        """Where the broker forgot what was committed, begin `also` with what is recalled: what is older may have ended.
+        A record of the input itself must have its end, whatever the fold can still say of it.
+        """
+        for topic in self._spec.also:
+            missing = [p for p in self._partitions if self._positions[(topic, p)] is None]
+            for partition, offset in (await passed_over(self._scope.log, recall, topic, missing, time.time())).items():
+                key = (topic, partition)
+                self._positions[key], self._trackers[key] = offset, OffsetTracker(offset)
+                self._committed[key] = (offset, "")
+        if self._committed:
+            await self._writer.write([], self._group, self._committed)
+
+    def _waiting(self) -> list[str]:
+        """What the fold waits for, and the inputs that are not read on because the commit metadata is nearly full."""
+        held = [
+            f"reads no more of {topic}/{partition} until its oldest unfinished record ends"
+            for (topic, partition), tracker in self._trackers.items()
+            if tracker.full
+        ]
+        return [*self._fold.waiting(time.time()), *held]
 
     async def run(self) -> None:
         """Fold records until the service stops; every turn is one transaction."""
         log, spec = self._scope.log, self._spec
-        observed: dict[tuple[str, int], int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
+        observed: dict[_Key, int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
         queue: _Queue = asyncio.Queue(_QUEUE)
         try:
-            async with Reader(log, self._positions, self._group) as inputs, asyncio.TaskGroup() as tasks:
-                pumps = [tasks.create_task(self._pump(inputs, queue), name=f"{spec.stage} reads {spec.input}")]
+            async with asyncio.TaskGroup() as tasks:
+                first = {topic: asyncio.Event() for topic in spec.also}
+                pumps = [
+                    tasks.create_task(self._pump(topic, queue, (), begun), name=f"{spec.stage} reads {topic}")
+                    for topic, begun in first.items()
+                ]
+                reading = self._pump(spec.input, queue, list(first.values()), asyncio.Event())
+                pumps.append(tasks.create_task(reading, name=f"{spec.stage} reads {spec.input}"))
                 if observed:
                     pumps.append(tasks.create_task(self._pump_observed(observed, queue), name=f"{spec.stage} observes"))
                 while not self._scope.stopping.is_set():
@@ -151,23 +190,31 @@ class _Shard:
         finally:
             await self._writer.close()
 
-    async def _pump(self, reader: Reader, queue: _Queue) -> None:
-        told: dict[tuple[str, int], int] = {}
-        while True:
-            held = any(self._trackers[p].span >= MAX_SPAN for p in self._partitions)
-            if held:
-                # The commit metadata is nearly full: deadlines will finish records and make room.
-                await self._scope.until_stopped(_POLL_S)
-                continue
-            records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
-            if records:
-                await queue.put(records)
-            elif (positions := await reader.positions()) != told:
-                # Drained: behind the records in the queue there are only transaction markers up to here.
-                await queue.put([_Position(p, position) for (_, p), position in positions.items()])
-                told = positions
+    async def _pump(self, topic: str, queue: _Queue, after: Sequence[asyncio.Event], caught_up: asyncio.Event) -> None:
+        """Read `topic` into `queue` once all of `after` are set; set `caught_up` at where the topic ended at start."""
+        keys = [(topic, partition) for partition in self._partitions]
+        told: dict[_Key, int] = {}
+        for event in after:
+            await event.wait()
+        async with Reader(self._scope.log, {key: self._positions[key] for key in keys}, self._group) as reader:
+            ends = await reader.ends()
+            while True:
+                held = any(self._trackers[key].full for key in keys)
+                if not caught_up.is_set() and (held or all([await reader.position(*k) >= ends[k] for k in keys])):
+                    caught_up.set()
+                if held:
+                    # The commit metadata is nearly full: deadlines will finish records and make room.
+                    await self._scope.until_stopped(_POLL_S)
+                    continue
+                records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
+                if records:
+                    await queue.put(records)
+                elif (positions := await reader.positions()) != told:
+                    # Drained: behind the records in the queue there are only transaction markers up to here.
+                    await queue.put([_Position(t, p, position) for (t, p), position in positions.items()])
+                    told = positions
 
-    async def _pump_observed(self, positions: dict[tuple[str, int], int | None], queue: _Queue) -> None:
+    async def _pump_observed(self, positions: dict[_Key, int | None], queue: _Queue) -> None:
         async with Reader(self._scope.log, positions) as reader:
             while True:
                 records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
@@ -190,8 +237,8 @@ class _Shard:
         outputs: list[Output] = []
         for record in records:
             if isinstance(record, _Position):
-                self._trackers[record.partition].advance(record.offset)
-                self._dirty.add(record.partition)
+                self._trackers[(record.topic, record.partition)].advance(record.offset)
+                self._dirty.add((record.topic, record.partition))
             else:
                 outputs.extend(self._take(record, now_s))
         due = self._fold.next_time_s()
@@ -204,19 +251,20 @@ class _Shard:
         return _POLL_S if due is None else min(_POLL_S, max(0.0, due - time.time()))
 
     def _take(self, record: Record, now_s: float) -> list[Output]:
-        is_input = record.topic == self._spec.input
-        tracker = self._trackers[record.partition] if is_input else None
+        tracker = self._trackers.get((record.topic, record.partition))
         if tracker is not None:
             if tracker.is_finished(record.offset):
                 return []
             tracker.begin(record.offset)
-            self._dirty.add(record.partition)
+            self._dirty.add((record.topic, record.partition))
         try:
             event = event_of(record)
-            turn = (self._fold.on_event if is_input else self._fold.on_observed)(event, record, now_s)
+            turn = (self._fold.on_observed if tracker is None else self._fold.on_event)(event, record, now_s)
         except (UndecodableError, Poison) as error:
             if tracker is None:
                 return []  # a side topic's record belongs to another stage, or to the dispatcher: it has its letter
+            if record.topic != self._spec.input:
+                return self._apply(Turn(finished=(record.ref,)))
             logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
             letter = dead_letter(record, self._spec.stage, str(error), now_s)
             return self._apply(Turn((letter,), (record.ref,)))
@@ -224,8 +272,8 @@ class _Shard:
 
     def _apply(self, turn: Turn, record: Record | None = None) -> list[Output]:
         for ref in turn.finished:
-            self._trackers[ref.partition].finish(ref.offset)
-            self._dirty.add(ref.partition)
+            self._trackers[(ref.topic, ref.partition)].finish(ref.offset)
+            self._dirty.add((ref.topic, ref.partition))
         if record is None:
             return list(turn.outputs)
         return [
@@ -235,8 +283,8 @@ class _Shard:
 
     async def _write(self, outputs: list[Output]) -> None:
         """One transaction with the outputs and the offsets that moved; none where nothing was finished."""
-        offsets = {p: self._trackers[p].commit() for p in self._dirty}
-        offsets = {p: state for p, state in offsets.items() if self._committed.get(p) != state}
+        offsets = {key: self._trackers[key].commit() for key in self._dirty}
+        offsets = {key: state for key, state in offsets.items() if self._committed.get(key) != state}
         self._dirty.clear()
         if not outputs and not offsets:
             return
@@ -248,5 +296,5 @@ class _Shard:
             kind=tracing.SpanKind.CONSUMER,
             attributes={names.STAGE: self._spec.stage, names.RECORDS: len(outputs)},
         ):
-            await self._writer.write(outputs, self._group, self._spec.input, offsets)
+            await self._writer.write(outputs, self._group, offsets)
         self._committed.update(offsets)

@@ -9,7 +9,7 @@ from typing import Final, Literal
 from schemas import Event, UndecodableError
 from streams.deadletters import event_of
 from streams.errors import Poison
-from streams.log import Reader
+from streams.reader import Reader
 from streams.record import Record
 from streams.scope import Scope
 

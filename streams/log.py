@@ -1,45 +1,53 @@
 """Clients of the log with the defaults that the guarantees need, and a deadline on every call.
 
 Writers: acks=all, idempotent, no compression (arrays are dense). Readers: read_committed, no automatic commit.
-Partitions are assigned, never negotiated: replica k of n owns the partitions p with p % n == k, so that a restart takes
-no session time-out and there is no rebalance in which consumption could stop.
+Clients read the partitions that they are told to: replica k of n owns the partitions p with p % n == k, so that a
+restart takes no session time-out and there is no rebalance in which consumption could stop. `streams.membership` lets
+the replicas of a stage deal them while they run.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from schemas import MAX_LETTER_BYTES, TOPICS, Event, Ref, encode, partition_of, schema_header
 from schemas.topics import topic as catalogue_topic
 from streams import names, tracing
-from streams.errors import DeadlineError, DeliveryError, StreamsError
-from streams.pacing import pace
+from streams.errors import BrokerAwayError, DeliveryError, StreamsError
 from streams.patience import committed_offsets, started
-from streams.record import Output, Record
+from streams.record import Output
 
 _T = TypeVar("_T")
 
 _REQUEST_MARGIN_BYTES: Final = 1 << 20
 _BATCH_BYTES: Final = 256 * 1024
-_FETCH_BYTES: Final = 8 << 20
+FETCH_BYTES: Final = 4 << 20
+_RESPONSE_BYTES: Final = 4 << 20
+"""All partitions together: the event loop takes a response apart in one go, 1 ms a MiB; aiokafka asks for 50 MiB."""
+
+_BACKOFF_MS: Final = 300
+"""Between attempts to reach a broker that is away. By default each client tries ten times a second, and the thirty of a
+run on one machine take a tenth of it from the broker that they wait for while it starts."""
+
 _SCHEMA_HEADERS: Final[dict[type, bytes]] = {}
-_ABANDON_S: Final = 1.0
+ABANDON_S: Final = 1.0
 
 
 async def within(seconds: float, what: str, awaitable: Awaitable[_T]) -> _T:
-    """Await with a deadline; DeadlineError says `waited <seconds> s <what>`."""
+    """Await the broker with a deadline; BrokerAwayError says `waited <seconds> s <what>`."""
     try:
         async with asyncio.timeout(seconds):
             return await awaitable
     except TimeoutError as error:
-        raise DeadlineError(what, seconds) from error
+        raise BrokerAwayError(what, seconds) from error
 
 
 def assert_fast_records() -> None:
@@ -121,12 +129,13 @@ class Log:
             max_batch_size=_BATCH_BYTES,
             max_request_size=MAX_LETTER_BYTES + _REQUEST_MARGIN_BYTES,
             request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+            retry_backoff_ms=_BACKOFF_MS,
             transactional_id=transactional_id,
             transaction_timeout_ms=int(self.settings.transaction_timeout_s * 1000),
         )
 
     def consumer(
-        self, group: str | None = None, isolation: str = "read_committed", fetch_bytes: int = _FETCH_BYTES
+        self, group: str | None = None, isolation: str = "read_committed", fetch_bytes: int = FETCH_BYTES
     ) -> AIOKafkaConsumer:
         """A consumer, not started and without partitions; `group` only names where it commits."""
         return AIOKafkaConsumer(
@@ -137,8 +146,19 @@ class Log:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=fetch_bytes,
+            fetch_max_bytes=max(fetch_bytes, _RESPONSE_BYTES),
             fetch_max_wait_ms=100,
             request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+            retry_backoff_ms=_BACKOFF_MS,
+        )
+
+    def client(self) -> AIOKafkaClient:
+        """Bare connections for requests that no other client makes, not bootstrapped."""
+        return AIOKafkaClient(
+            bootstrap_servers=self.settings.bootstrap,
+            client_id=self.client_id,
+            request_timeout_ms=int(self.settings.call_timeout_s * 1000),
+            retry_backoff_ms=_BACKOFF_MS,
         )
 
     async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, str]]:
@@ -206,7 +226,7 @@ class Writer:
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
         except BaseException:
-            await close(self._producer.stop(), _ABANDON_S)
+            await close(self._producer.stop(), ABANDON_S)
             raise
         return self
 
@@ -214,130 +234,13 @@ class Writer:
         await close(self._producer.stop(), 5.0)
 
     async def write(self, output: Output) -> Ref:
-        """Write one event and wait until the broker has it. DeliveryError, DeadlineError."""
+        """Write one event and wait until the broker has it. DeliveryError, BrokerAwayError."""
         timeout = self._log.settings.call_timeout_s
         try:
             async with asyncio.timeout(timeout):
                 metadata = await (await enqueue(self._log, self._producer, output))
         except TimeoutError as error:
-            raise DeadlineError(f"for the broker to take a record of {output.topic}", timeout) from error
+            raise BrokerAwayError(f"for the broker to take a record of {output.topic}", timeout) from error
         except KafkaError as error:
             raise DeliveryError(f"the broker did not take a record of {output.topic}: {error}") from error
         return Ref(output.topic, metadata.partition, metadata.offset)
-
-
-class Reader:
-    """Reads assigned partitions from stated positions. Use as an async context.
-
-    `positions` maps (short topic, partition) to the first offset, or None for the earliest.
-    """
-
-    def __init__(
-        self,
-        log: Log,
-        positions: Mapping[tuple[str, int], int | None],
-        group: str | None = None,
-        fetch_bytes: int = _FETCH_BYTES,
-    ) -> None:
-        self._log = log
-        self._positions = positions
-        self._group = group
-        self._consumer = log.consumer(group, fetch_bytes=fetch_bytes)
-
-    async def __aenter__(self) -> "Reader":
-        timeout = self._log.settings.call_timeout_s
-        assigned = {
-            TopicPartition(self._log.full(topic), partition): first
-            for (topic, partition), first in self._positions.items()
-        }
-        self._consumer.assign(list(assigned))
-        try:
-            await started(self._consumer.start, self._log.settings.bootstrap, timeout)
-            pace(self._consumer)
-            for partition, first in assigned.items():
-                if first is None:
-                    await within(
-                        timeout, f"for the start of {partition.topic}", self._consumer.seek_to_beginning(partition)
-                    )
-                else:
-                    self._consumer.seek(partition, first)
-        except BaseException:
-            await close(self._consumer.stop(), _ABANDON_S)
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await close(self._consumer.stop(), 5.0)
-
-    async def poll(self, timeout_s: float, max_records: int | None = None) -> list[Record]:
-        """Up to `max_records` records, in log order by partition; empty when none came within `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s + self._log.settings.call_timeout_s):
-                batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        except TimeoutError as error:
-            raise DeadlineError("for records", timeout_s + self._log.settings.call_timeout_s) from error
-        except KafkaError as error:
-            raise StreamsError(f"records cannot be read: {type(error).__name__} {error}") from error
-        return [record_of(self._log, message) for messages in batches.values() for message in messages]
-
-    async def ends(self) -> dict[tuple[str, int], int]:
-        """The offset after the last committed record of each assigned partition, now."""
-        timeout = self._log.settings.call_timeout_s
-        try:
-            found = await within(
-                timeout, "for the end offsets", self._consumer.end_offsets(list(self._consumer.assignment()))
-            )
-        except KafkaError as error:
-            raise StreamsError(f"end offsets cannot be read: {error}") from error
-        return {(self._log.short(tp.topic), tp.partition): offset for tp, offset in found.items()}
-
-    async def position(self, topic: str, partition: int) -> int:
-        """The next offset that will be read; it passes transaction markers."""
-        tp = TopicPartition(self._log.full(topic), partition)
-        offset: int = await within(self._log.settings.call_timeout_s, "for a position", self._consumer.position(tp))
-        return offset
-
-    async def positions(self) -> dict[tuple[str, int], int]:
-        """`position` of every assigned partition. Everything below was returned by `poll`, or will never come."""
-        return {key: await self.position(*key) for key in self._positions}
-
-    async def offsets_for_times(self, times_ms: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, Any]:
-        """The first offset at or after each time, None where there is none."""
-        found: Mapping[TopicPartition, Any] = await self._consumer.offsets_for_times(times_ms)
-        return found
-
-    def seek(self, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Read on from these offsets."""
-        for (topic, partition), offset in offsets.items():
-            self._consumer.seek(TopicPartition(self._log.full(topic), partition), offset)
-
-    async def commit(self, topic: str, offsets: Mapping[int, tuple[int, str]]) -> None:
-        """Commit `(offset, metadata)` by partition for the reader's group."""
-        timeout = self._log.settings.call_timeout_s
-        full = self._log.full(topic)
-        entries = {TopicPartition(full, p): OffsetAndMetadata(o, m) for p, (o, m) in offsets.items()}
-        try:
-            await within(timeout, f"for the commit of {self._group}", self._consumer.commit(entries))
-        except KafkaError as error:
-            raise StreamsError(f"offsets of {self._group} cannot be committed: {error}") from error
-
-    def pause(self, topic: str, partitions: Sequence[int]) -> None:
-        """Stop fetching these partitions until `resume`."""
-        self._consumer.pause(*[TopicPartition(self._log.full(topic), p) for p in partitions])
-
-    def resume(self, topic: str, partitions: Sequence[int]) -> None:
-        """Fetch these partitions again."""
-        self._consumer.resume(*[TopicPartition(self._log.full(topic), p) for p in partitions])
-
-
-def record_of(log: Log, message: Any) -> Record:
-    """A client's message as a Record."""
-    return Record(
-        topic=log.short(message.topic),
-        partition=message.partition,
-        offset=message.offset,
-        key=message.key,
-        value=message.value or b"",
-        headers={name: header or b"" for name, header in message.headers},
-        time_s=message.timestamp / 1000,
-    )

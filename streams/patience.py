@@ -8,15 +8,15 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, NoError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from streams.errors import DeadlineError
+from streams.errors import BrokerAwayError
 
 _RETRY_S: Final = 0.2
 
 
 async def started(starting: Callable[[], Awaitable[Any]], bootstrap: str, seconds: float) -> None:
-    """Start a client: `starting` is its `start`, which connects once. DeadlineError after `seconds`.
+    """Start a client: `starting` is its `start`, which connects once. BrokerAwayError after `seconds`.
 
-    A service that is started while the broker restarts must not die of it: five quick deaths end a run.
+    A service that is started while the broker restarts waits here: its death and another start would take longer.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -27,7 +27,7 @@ async def started(starting: Callable[[], Awaitable[Any]], bootstrap: str, second
                 except KafkaConnectionError:
                     await asyncio.sleep(_RETRY_S)
     except TimeoutError as error:
-        raise DeadlineError(f"for the broker at {bootstrap}", seconds) from error
+        raise BrokerAwayError(f"for the broker at {bootstrap}", seconds) from error
 
 
 async def committed_offsets(

@@ -1,5 +1,6 @@
 """A stage's own recent outputs, read back at start: numbers that continue, groups that are closed."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from aiokafka.structs import TopicPartition
 
 from schemas import Event, UndecodableError, decode
 from streams.errors import DeadlineError
-from streams.log import Log, Reader, within
+from streams.log import Log, within
+from streams.reader import Reader
 from streams.record import Record
+
+logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.2
 _DEADLINE_S: Final = 120.0
@@ -28,12 +32,24 @@ class Recall:
 async def recalled(log: Log, recall: Recall, partition: int | None, now_s: float) -> list[tuple[Event, Record]]:
     """The events, in log order by partition; `partition` None reads all. Call it after the predecessor was fenced."""
     partitions = list(log.partitions(recall.topic)) if partition is None else [partition]
-    starts = await _starts(log, recall, partitions, now_s)
+    first = await _starts(log, recall, partitions, now_s)
     return [
         (event, record)
-        for record in await read_to_end(log, {(recall.topic, p): starts[p] for p in partitions})
+        for record in await read_to_end(log, {(recall.topic, p): first[p] for p in partitions})
         if (event := _event(record)) is not None
     ]
+
+
+async def passed_over(log: Log, recall: Recall, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
+    """The first offset of `topic` that is no older than what is recalled; empty where nothing was ever written."""
+    if not partitions:
+        return {}
+    async with Reader(log, {(recall.topic, p): None for p in partitions}) as reader:
+        if not any((await reader.ends()).values()):
+            return {}
+    logger.warning("what was committed of %s is not on the broker any more", topic)
+    found = await _starts(log, Recall(topic, recall.horizon_s, recall.tail), partitions, now_s)
+    return {partition: offset or 0 for partition, offset in found.items()}
 
 
 async def _starts(log: Log, recall: Recall, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:

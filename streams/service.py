@@ -2,7 +2,7 @@
 
 SIGTERM or SIGINT: stop the intake, drain within the budget, commit, exit 0 (at once while the service still starts). A
 second one: abort. Any task's error ends the process with exit code 1 and one clear last line (2 where the user's
-configuration is at fault); the supervisor restarts it.
+configuration is at fault, 75 where the cause lies outside: no room on a disk, no broker); the supervisor restarts it.
 """
 
 import asyncio
@@ -10,23 +10,33 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import uvloop
 
 from schemas import EachpromptError
 from streams import faults, tracing
 from streams.blobs import BlobStore
+from streams.client_logs import ThinOut
 from streams.context import RunContext
 from streams.errors import ConfigurationError
+from streams.garbage import collect_rarely
 from streams.health import health_server
 from streams.log import Log, LogSettings
+from streams.outside import is_outside
 from streams.scope import Scope
 
 logger = logging.getLogger(__name__)
 
 Main = Callable[[Scope], Awaitable[None]]
 
+_LIGHT: Final = frozenset({"dispatcher", "rewards", "groups", "batches"})
+"""The services that hold records and no tensors."""
+
 EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+
+EXIT_OUTSIDE = 75
+"""EX_TEMPFAIL of sysexits.h: the service is right, what it needs is not there; to be started again later."""
 
 
 def run_service(name: str, context: RunContext, main: Main) -> int:
@@ -36,7 +46,11 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
     )
     for client in ("aiokafka", "kafka"):
         logging.getLogger(client).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(ThinOut())
     faults.enter(name)
+    if name in _LIGHT:
+        collect_rarely()
     provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -52,7 +66,7 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
         if not isinstance(error, EachpromptError):
             logger.error("%s failed", name, exc_info=error)
         logger.error("%s: %s: %s", name, type(error).__name__, error)
-        return EXIT_FAILED
+        return EXIT_OUTSIDE if is_outside(error) else EXIT_FAILED
     finally:
         provider.shutdown()
 

@@ -7,7 +7,7 @@ from aiokafka.errors import KafkaError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from schemas import Ref
-from streams.errors import DeadlineError, DeliveryError, FencedError
+from streams.errors import BrokerAwayError, DeliveryError, FencedError
 from streams.faults import reach
 from streams.log import Log, close, enqueue
 from streams.patience import started
@@ -28,7 +28,7 @@ class TransactionalWriter:
         self._producer = log.producer(transactional_id)
 
     async def open(self) -> None:
-        """Fence the predecessor. DeadlineError."""
+        """Fence the predecessor. BrokerAwayError."""
         settings = self._log.settings
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
@@ -44,35 +44,36 @@ class TransactionalWriter:
         self,
         outputs: Sequence[Output],
         group: str | None = None,
-        topic: str | None = None,
-        offsets: Mapping[int, tuple[int, str]] | None = None,
+        offsets: Mapping[tuple[str, int], tuple[int, str]] | None = None,
     ) -> list[Ref]:
-        """One transaction: `outputs`, and the input `offsets` of `topic` committed for `group`. Where the outputs are.
+        """One transaction: `outputs`, and `offsets` by topic and partition for `group`. Where the outputs are.
 
-        FencedError: a successor took over. DeliveryError, DeadlineError: nothing became visible.
+        FencedError: a successor took over. DeliveryError, BrokerAwayError: nothing became visible.
         """
         timeout = self._log.settings.call_timeout_s
         try:
             async with asyncio.timeout(timeout):
-                return await self._write(outputs, group, topic, offsets or {})
+                return await self._write(outputs, group, offsets or {})
         except TimeoutError as error:
-            raise DeadlineError(f"for a transaction of {self._id}", timeout) from error
+            raise BrokerAwayError(f"for a transaction of {self._id}", timeout) from error
         except ProducerFenced as error:
             raise FencedError(f"another instance of {self._id} has taken over") from error
         except KafkaError as error:
             raise DeliveryError(f"transaction of {self._id} failed: {type(error).__name__} {error}") from error
 
     async def _write(
-        self, outputs: Sequence[Output], group: str | None, topic: str | None, offsets: Mapping[int, tuple[int, str]]
+        self, outputs: Sequence[Output], group: str | None, offsets: Mapping[tuple[str, int], tuple[int, str]]
     ) -> list[Ref]:
         await self._producer.begin_transaction()
         reach("transaction.begun")
         # commit_transaction() succeeds even if a send in it failed: every delivery is awaited first.
         deliveries = [await enqueue(self._log, self._producer, output) for output in outputs]
         written = [await delivery for delivery in deliveries]
-        if group is not None and topic is not None and offsets:
-            full = self._log.full(topic)
-            entries = {TopicPartition(full, p): OffsetAndMetadata(o, m) for p, (o, m) in offsets.items()}
+        if group is not None and offsets:
+            entries = {
+                TopicPartition(self._log.full(topic), partition): OffsetAndMetadata(offset, metadata)
+                for (topic, partition), (offset, metadata) in offsets.items()
+            }
             await self._producer.send_offsets_to_transaction(entries, group)
         reach("transaction.sent")
         await self._producer.commit_transaction()

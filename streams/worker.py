@@ -8,19 +8,22 @@ the unfinished records; outputs carry deterministic identities, so the reader ke
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from schemas import Event, Ref, UndecodableError
 from streams import names, tracing
-from streams.deadletters import dead_letter, event_of
+from streams.deadletters import dead_letter, event_of, place
 from streams.errors import Poison
 from streams.faults import reach
-from streams.log import Reader, Writer
+from streams.log import Writer
+from streams.membership import Assignment, FixedShare, Membership, Share
+from streams.reader import Reader
 from streams.record import Output, Record
 from streams.scope import Scope
-from streams.tracker import MAX_SPAN, OffsetTracker
+from streams.tracker import OffsetTracker
+from streams.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,11 @@ Emit = Callable[[Output], Awaitable[Ref]]
 
 _POLL_S: Final = 0.2
 _COMMIT_EVERY_S: Final = 0.5
+
+_SETTLE_S: Final = 1.0
+"""What is in hand when the assignment ends has so long to be finished and committed; the others wait for it."""
+
+_MOVE_S: Final = 90.0
 
 
 class Worker(Protocol):
@@ -39,77 +47,142 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A stage: its name (its group is `<run>.<stage>`), its input, how many records at once, which event types."""
+    """A stage: its name (its group is `<run>.<stage>`), its input, how many records at once, which event types.
+
+    `elastic`: its replicas deal the partitions among themselves, so that some can come and go (`streams.membership`);
+    else each has those of its number.
+    """
 
     stage: str
     input: str
     max_in_flight: int
     types: tuple[type, ...]
+    elastic: bool = False
 
 
 async def run_worker(scope: Scope, spec: WorkerSpec, worker: Worker) -> None:
-    """Consume until the service is asked to stop; then drain within the budget and commit."""
-    log, context = scope.log, scope.context
-    group = f"{context.run}.{spec.stage}"
-    owned = log.owned(spec.input, context.ordinal, context.replicas)
-    committed = await log.committed(group, spec.input, owned)
-    trackers = {p: OffsetTracker.restore(*committed.get(p, (0, ""))) for p in owned}
-    positions = {(spec.input, p): committed[p][0] if p in committed else None for p in owned}
-    async with Writer(log) as writer, Reader(log, positions, group) as reader:
-        pump = _Pump(scope, spec, worker, writer, trackers)
+    """Consume until the service is asked to stop; then drain within the budget, commit, and give the partitions up."""
+    async with Writer(scope.log) as writer, _share_of(scope, spec) as share:
+        pump = _Pump(scope, spec, worker, writer, share)
         scope.add_status(pump.waiting)
-        scope.ready()
-        async with asyncio.TaskGroup() as tasks:
-            committer = tasks.create_task(pump.commit_regularly(reader), name=f"{spec.stage} commits")
-            await pump.intake(reader, tasks)
-            await pump.drain(context.drain_s)
-            committer.cancel()
-        await pump.commit(reader)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                committer = tasks.create_task(pump.commit_regularly(), name=f"{spec.stage} commits")
+                await pump.intake(tasks)
+                await pump.drain(scope.context.drain_s)
+                committer.cancel()
+            await pump.commit()
+        finally:
+            await pump.close()
+
+
+def _share_of(scope: Scope, spec: WorkerSpec) -> FixedShare | Membership:
+    context = scope.context
+    group = f"{context.run}.{spec.stage}"
+    if spec.elastic:
+        return Membership(scope.log, group, spec.input, context.ordinal)
+    return FixedShare(scope.log, group, spec.input, context.ordinal, context.replicas)
 
 
 class _Pump:
     """Keeps up to `max_in_flight` records in the worker's hands."""
 
-    def __init__(
-        self, scope: Scope, spec: WorkerSpec, worker: Worker, writer: Writer, trackers: dict[int, OffsetTracker]
-    ) -> None:
+    def __init__(self, scope: Scope, spec: WorkerSpec, worker: Worker, writer: Writer, share: Share) -> None:
         self._scope = scope
         self._spec = spec
         self._worker = worker
         self._writer = writer
-        self._trackers = trackers
+        self._share = share
+        self._reader: Reader | None = None
+        self._watchdog = Watchdog()
+        self._placed = False
+        self._trackers: dict[int, OffsetTracker] = {}
         self._running: dict[asyncio.Task[None], tuple[Record, float]] = {}
         self._changed = asyncio.Event()
         self._committed: dict[int, tuple[int, str]] = {}
 
-    async def intake(self, reader: Reader, tasks: asyncio.TaskGroup) -> None:
+    async def intake(self, tasks: asyncio.TaskGroup) -> None:
         """Take records until the service stops, never more than fit in hand or in the commit metadata."""
-        while not self._scope.stopping.is_set():
-            room = self._spec.max_in_flight - len(self._running)
-            if room <= 0 or any(tracker.span >= MAX_SPAN for tracker in self._trackers.values()):
-                self._changed.clear()
-                await _first_of(self._changed, self._scope.stopping)
+        stopping, moved = self._scope.stopping, self._share.moved
+        while not stopping.is_set():
+            if moved.is_set() or not self._placed:
+                await _unless(stopping, self._move())
                 continue
-            records = await reader.poll(_POLL_S, max_records=room)
+            room = self._spec.max_in_flight - len(self._running)
+            full = room <= 0 or any(tracker.full for tracker in self._trackers.values())
+            if full or self._reader is None:
+                self._changed.clear()
+                await _first_of(self._changed, stopping, moved)
+                continue
+            records = await self._reader.poll(_POLL_S, max_records=room)
             if not records:
                 # Drained: what follows are transaction markers, and every record before them was begun.
-                for (_, partition), position in (await reader.positions()).items():
+                for (_, partition), position in (await self._reader.positions()).items():
                     self._trackers[partition].advance(position)
+                await self._watchdog.look(self._reader)
             for record in records:
-                tracker = self._trackers[record.partition]
-                if tracker.is_finished(record.offset):
-                    continue
-                tracker.begin(record.offset)
-                task = tasks.create_task(self._take(record), name=f"{self._spec.stage} {record.ref}")
-                self._running[task] = (record, time.time())
-                task.add_done_callback(self._done)
+                self._begin(record, tasks)
             self._scope.gauge("in_flight", len(self._running))
+
+    def _begin(self, record: Record, tasks: asyncio.TaskGroup) -> None:
+        tracker = self._trackers[record.partition]
+        if tracker.is_finished(record.offset):
+            return
+        tracker.begin(record.offset)
+        task = tasks.create_task(self._take(record, tracker), name=place(record.ref))
+        self._running[task] = (record, time.time())
+        task.add_done_callback(self._done)
+
+    async def _move(self) -> None:
+        """From one assignment to the next: the intake stands still, what is finished is committed, others take over.
+
+        Records of lost partitions that are still in hand are finished and written but not committed: their new owner
+        takes them again, and the readers recognise what is written twice.
+        """
+        self._placed = False
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=_SETTLE_S)
+        await self.commit()
+        async with self._scope.wait(f"for its partitions of {self._spec.input}", _MOVE_S):
+            assignment = await self._share.take()
+            self._forget(assignment)
+            positions: dict[tuple[str, int], int | None] = {
+                (self._spec.input, partition): tracker.position for partition, tracker in self._trackers.items()
+            }
+            log, context = self._scope.log, self._scope.context
+            new = sorted(assignment.partitions - self._trackers.keys())
+            committed = await log.committed(f"{context.run}.{self._spec.stage}", self._spec.input, new) if new else {}
+            for partition in new:
+                self._trackers[partition] = OffsetTracker.restore(*committed.get(partition, (0, "")))
+                positions[self._spec.input, partition] = committed[partition][0] if partition in committed else None
+            await self._read(positions)
+        self._placed = True
+        self._scope.gauge("partitions", len(positions))
+        logger.info("%s: has partitions %s of %s", self._spec.stage, sorted(self._trackers), self._spec.input)
+        self._scope.ready()
+
+    def _forget(self, assignment: Assignment) -> None:
+        kept = assignment.partitions if assignment.continued else frozenset()
+        self._trackers = {p: tracker for p, tracker in self._trackers.items() if p in kept}
+        self._committed = {p: state for p, state in self._committed.items() if p in kept}
+
+    async def _read(self, positions: dict[tuple[str, int], int | None]) -> None:
+        """Read on from `positions`, by a new reader: it has nothing prefetched from an assignment before."""
+        await self.close()
+        if positions:
+            self._reader = await Reader(self._scope.log, positions).__aenter__()
+
+    async def close(self) -> None:
+        """Stop reading."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.__aexit__()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
         self._changed.set()
 
-    async def _take(self, record: Record) -> None:
+    async def _take(self, record: Record, tracker: OffsetTracker) -> None:
         with tracing.span(
             names.process(record.topic),
             cause=record,
@@ -125,7 +198,7 @@ class _Pump:
                 logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
                 await self._writer.write(dead_letter(record, self._spec.stage, str(error), time.time()))
         reach("worker.handled")
-        self._trackers[record.partition].finish(record.offset)
+        tracker.finish(record.offset)
 
     async def drain(self, budget_s: float) -> None:
         """Let what is in hand finish within the budget; what does not is cancelled and will be taken again."""
@@ -137,20 +210,20 @@ class _Pump:
                 logger.warning("%s: %d records were not done within %g s", self._spec.stage, len(late), budget_s)
                 await asyncio.wait(late, timeout=budget_s)
 
-    async def commit_regularly(self, reader: Reader) -> None:
+    async def commit_regularly(self) -> None:
         """Commit what was finished, every half second."""
         while True:
             await asyncio.sleep(_COMMIT_EVERY_S)
-            await self.commit(reader)
+            await self.commit()
 
-    async def commit(self, reader: Reader) -> None:
-        """Commit the trackers that moved."""
+    async def commit(self) -> None:
+        """Commit the trackers that moved; where the assignment has just ended, the next one begins from the last."""
         states = {p: tracker.commit() for p, tracker in self._trackers.items()}
         moved = {p: state for p, state in states.items() if self._committed.get(p) != state}
         if moved:
             reach("worker.committing")
-            await reader.commit(self._spec.input, moved)
-            self._committed.update(moved)
+            if await self._share.commit(moved):
+                self._committed.update(moved)
 
     def waiting(self) -> list[str]:
         """The oldest record in hand."""
@@ -169,3 +242,17 @@ async def _first_of(*events: asyncio.Event) -> None:
     finally:
         for wait in waits:
             wait.cancel()
+
+
+async def _unless(stopping: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> None:
+    """Await `coroutine`, or break it off when the service stops."""
+    work = asyncio.ensure_future(coroutine)
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (work, stop):
+            task.cancel()
+        await asyncio.wait([work, stop])
+    if not work.cancelled():
+        work.result()

@@ -1,92 +1,65 @@
-"""Routes of 16 MB by claim check: each written once (durably) and read once (verified), beside an event loop."""
+"""Routes of 16 MB by claim check, through every stage: who read and wrote how much, and what the event loops saw."""
 
-import asyncio
-import os
-import time
 from pathlib import Path
 from typing import Final
 
-import uvloop
+import msgspec
 
-from schemas import BlobRef
-from streams.blobs import BlobStore
+from benchmarks.delivery import disk, kafka_pipeline
+from benchmarks.delivery.kafka_pipeline import CONTROL, Measured
+from benchmarks.delivery.shape import Shape
 
-_BYTES: Final = 16 << 20
-_COUNT: Final = 40
+TOKENS: Final = 32_768
+ROLLOUTS: Final = 48
+BOUND_MS: Final = 20.0
+_SHARE: Final = 0.02
+"""Bytes that a stage may move for a body without its having been a body: positions, health, the log's own records."""
 
-
-def measure(directory: Path) -> None:
-    """Prints MB/s of writing and reading, beside plain files of the same size, and the longest block of the loop."""
-    directory.mkdir(parents=True, exist_ok=True)
-    body = os.urandom(_BYTES)
-    raw_write, raw_read = _raw(directory / "raw", body)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        write, read, block_ms, idle_ms = runner.run(_claim_check(directory / "blobs", body))
-    print(f"bodies of 16 MB: written {write:.0f} MB/s, {write / raw_write:.0%} of write + fsync ({raw_write:.0f})")
-    print(f"  read and verified {read:.0f} MB/s, {read / raw_read:.0%} of plain reading from disk ({raw_read:.0f})")
-    print(f"  longest block of the event loop {block_ms:.1f} ms; {idle_ms:.1f} ms with nothing to do, just before")
+_RECORD_SHARE: Final = 0.1
+"""Those that hold a record of 0.26 MB in their hands, several times over sockets."""
 
 
-def _raw(directory: Path, body: bytes) -> tuple[float, float]:
-    """MB/s of `dd conv=fsync`-like writing and of reading it back."""
-    directory.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    for number in range(_COUNT):
-        with (directory / f"{number}").open("wb") as file:
-            file.write(body)
-            os.fsync(file.fileno())
-    written = time.monotonic()
-    for number in range(_COUNT):
-        _forget(directory / f"{number}")
-    started_reading = time.monotonic()
-    for number in range(_COUNT):
-        (directory / f"{number}").read_bytes()
-    read = time.monotonic()
-    total = _COUNT * _BYTES / 1e6
-    for number in range(_COUNT):
-        (directory / f"{number}").unlink()
-    return total / (written - started), total / (read - started_reading)
+def shape_of(shape: Shape) -> Shape:
+    """The same load with 32,768 tokens each: 15.7 MB of routes beside 0.26 MB of ids and log-probs."""
+    return msgspec.structs.replace(shape, rollouts=ROLLOUTS, groups_per_batch=1, outstanding=ROLLOUTS, tokens=TOKENS)
 
 
-def _forget(path: Path) -> None:
-    """Have the kernel drop a synced file from the page cache, so that reading it is reading the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+def measure(directory: Path, shape: Shape, partitions: int, deadline_s: float) -> list[str]:
+    """Prints what was measured; what is not as promised, in sentences."""
+    for what, compared in disk.measure(directory / "disk").items():
+        print(f"bodies of 16 MB, the store alone, {what}: {compared}")
+    measured = kafka_pipeline.run(directory / "pipeline", shape_of(shape), partitions, deadline_s)
+    routes_bytes = measured.arrival.routes_bytes
+    print(
+        f"  through all stages: {measured.arrival.rollouts} rollouts, "
+        f"{routes_bytes / measured.seconds / 1e6:.0f} MB/s from the producer's hands to the learner's tensors"
+    )
+    for name, used in measured.used.items():
+        read, written = used.read_bytes / routes_bytes, used.written_bytes / routes_bytes
+        print(f"  {name:8s} read {read:.3f} and wrote {written:.3f} of the bodies' bytes")
+    for name, loop in sorted(measured.loops.items()):
+        print(
+            f"  {name:8s} event loop: at most {loop.cpu_ms:.1f} ms CPU between two ticks, {loop.late_ms:.1f} ms late, "
+            f"{loop.late_by_itself_ms:.1f} of it not waiting for a processor ({loop.ticks} ticks)"
+        )
+    return [*_moved_once(measured), *_blocked(measured)]
 
 
-async def _claim_check(directory: Path, body: bytes) -> tuple[float, float, float, float]:
-    """Two at a time, as a producer and a learner do; a task that wants to run every ms says how long it could not."""
-    store, longest_s, slots = BlobStore(directory.as_uri()), 0.0, asyncio.Semaphore(2)
+def _moved_once(measured: Measured) -> list[str]:
+    """Written once by the load, read once by the feed, and touched by nobody else."""
+    wrong = []
+    for name, used in measured.used.items():
+        read, written = (moved / measured.arrival.routes_bytes for moved in (used.read_bytes, used.written_bytes))
+        expected = (1.0 if name == "feed" else 0.0, 1.0 if name == "load" else 0.0)
+        for what, found, times in (("read", read, expected[0]), ("wrote", written, expected[1])):
+            if not times - _SHARE <= found <= times + _RECORD_SHARE:
+                wrong.append(f"{name} {what} {found:.2f} of the bodies' bytes and not {times:.0f}")
+    return wrong
 
-    async def watch() -> None:
-        nonlocal longest_s
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.001)
-            longest_s = max(longest_s, time.monotonic() - before - 0.001)
 
-    async def put(number: int) -> BlobRef:
-        async with slots:
-            return await asyncio.to_thread(store.put, f"routes/{number}", body)
-
-    async def get(ref: BlobRef) -> None:
-        async with slots:
-            await asyncio.to_thread(store.get, ref)
-
-    watching = asyncio.create_task(watch())
-    await asyncio.sleep(2.0)
-    idle_s, longest_s = longest_s, 0.0
-    started = time.monotonic()
-    refs = await asyncio.gather(*(put(number) for number in range(_COUNT)))
-    written = time.monotonic()
-    for ref in refs:
-        _forget(Path(ref.uri.removeprefix("file://")))
-    started_reading = time.monotonic()
-    await asyncio.gather(*(get(ref) for ref in refs))
-    read = time.monotonic()
-    watching.cancel()
-    total = _COUNT * _BYTES / 1e6
-    return total / (written - started), total / (read - started_reading), 1e3 * longest_s, 1e3 * idle_s
+def _blocked(measured: Measured) -> list[str]:
+    return [
+        f"the event loop of {name} computed for {loop.cpu_ms:.1f} ms without a pause, more than {BOUND_MS:g}"
+        for name, loop in measured.loops.items()
+        if name != CONTROL and loop.cpu_ms > BOUND_MS
+    ]

@@ -1,57 +1,34 @@
-"""The load: finished rollouts of about 4 KB, as a producer of a 12-layer model would write them.
+"""The load: rollouts as a producer finishes them, played from the recording (`played`).
 
-Groups of 8 prompts with a reference; every second member is right, so that every group has variance and every rollout
-must reach the learner. The number outstanding is bounded by the steps that were done, as the dispatcher bounds it.
+The number outstanding is bounded by the steps that were done, as the dispatcher bounds it.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from benchmarks.delivery.played import EXPERTS, Due, Played, routes
 from benchmarks.delivery.shape import Shape
-from schemas import (
-    EngineInfo,
-    Event,
-    NDArray,
-    Ref,
-    RolloutCompleted,
-    RolloutTimings,
-    Routes,
-    Sampling,
-    StepCompleted,
-    WeightSpan,
-)
+from producers.rollouts.completion import routes_on_wire
+from schemas import Event, StepCompleted
 from streams.follow import follow
 from streams.log import enqueue
 from streams.record import Output, Record
 from streams.scope import Scope
 
-_PROMPT: Final = 10
-_RESPONSE: Final = 100
-_LAYERS: Final = 12
-_TOP_K: Final = 2
+GO: Final = "go"
+"""A file: once it is in the run's directory, the load begins."""
 
-
-def template(right: bool, shape: Shape) -> RolloutCompleted:
-    """A rollout whose response is 100 tokens and ends right or wrong; 4 KB on the log."""
-    response = np.full(_RESPONSE, shape.answer, dtype="u4")
-    response[-3:] = (shape.equals, shape.answer if right else shape.wrong, shape.eos)
-    routes = np.random.default_rng(0).integers(0, 8, (_PROMPT + _RESPONSE, _LAYERS, _TOP_K), dtype=np.uint8)
-    return RolloutCompleted(
-        rollout_id="", group_id="", prompt_id="", index=0, attempt=0, producer_id="producer-0",
-        request=Ref("prompts", 0, 0), task="sums", samples=shape.samples, verifier="exact_match",
-        reference={"answer": shape.answer_text, "after": "="}, deadline_s=4e9,
-        prompt_ids=NDArray.of(np.arange(_PROMPT, dtype="u4")), response_ids=NDArray.of(response),
-        logprobs=NDArray.of(np.full(_RESPONSE, -0.5, dtype="f4")), spans=(WeightSpan(0, 0),),
-        sampling=Sampling(max_tokens=256), finish_reason="stop",
-        engine=EngineInfo(name="recorded", version="1", model="tiny"),
-        timings=RolloutTimings(received_s=0, started_s=0, first_token_s=0, finished_s=0), requested_s=0.0, time_s=0.0,
-        routes=Routes(experts=8, shape=routes.shape, dtype="u1", sentinel=255, data=NDArray.of(routes)),
-    )  # fmt: skip
+_LOOKED_S: Final = 0.01
+_GATHERED: Final = 512
+_BODIES: Final = 2
+"""Written at once."""
 
 
 class Load:
@@ -60,45 +37,71 @@ class Load:
     def __init__(self, scope: Scope, shape: Shape) -> None:
         self._scope = scope
         self._shape = shape
-        self._templates = (template(False, shape), template(True, shape))
         self._trained = 0
         self._room = asyncio.Event()
+        self._body: npt.NDArray[np.uint8] = np.empty((0, 0, 0), np.uint8)
 
     async def run(self) -> None:
         """Write them all and wait until the broker has them."""
         self._scope.spawn(follow(self._scope, ["steps"], on=self._on_step), "steps")
-        self._scope.ready()
+        played = Played(self._shape)
+        if self._shape.tokens:
+            self._body = routes(self._shape.tokens, *self._shape.routes)
         producer = self._scope.log.producer()
         await producer.start()
-        written = 0
-        deliveries: list[Awaitable[Any]] = []
-        for group in range(self._shape.rollouts // self._shape.samples):
-            while written - self._trained >= self._shape.outstanding:
-                self._room.clear()
-                await self._room.wait()
-            for index in range(self._shape.samples):
-                delivery = await enqueue(self._scope.log, producer, self._output(group, index))
-                deliveries.append(delivery)
-            written += self._shape.samples
-            if len(deliveries) >= 512:
-                await asyncio.gather(*deliveries)
-                deliveries.clear()
-        await asyncio.gather(*deliveries)
+        self._scope.ready()
+        await asyncio.to_thread(_wait_for_go, self._scope.context.directory / GO)
+        write = self._write_bodies if self._shape.tokens else self._write
+        await write(producer, played)
         await producer.stop()
         await self._scope.stopping.wait()
 
-    def _output(self, group: int, index: int) -> Output:
-        name = f"{group:016x}.0"
-        event = msgspec.structs.replace(
-            self._templates[index % 2],
-            rollout_id=f"{name}.{index}", group_id=name, prompt_id=name[:-2], index=index, time_s=time.time(),
-        )  # fmt: skip
-        return Output("rollouts", event, key=name)
+    async def _write(self, producer: Any, played: Played) -> None:
+        deliveries: list[Awaitable[Any]] = []
+        started_s = time.monotonic()
+        for written, (due_s, due) in enumerate(played):
+            if written - self._trained >= self._shape.outstanding:
+                await self._wait_for_room(written)
+            if due_s and (early_s := started_s + due_s - time.monotonic()) > 0:
+                await asyncio.sleep(early_s)
+            output = Output("rollouts", due.event(time.time()), key=due.group_id)
+            deliveries.append(await enqueue(self._scope.log, producer, output))
+            if len(deliveries) >= _GATHERED:
+                await asyncio.gather(*deliveries)
+                deliveries.clear()
+        await asyncio.gather(*deliveries)
+
+    async def _write_bodies(self, producer: Any, played: Played) -> None:
+        """As the producer writes long ones: the body in a thread, then the event."""
+        slots = asyncio.Semaphore(_BODIES)
+
+        async def write(due: Due) -> None:
+            context = self._scope.context
+            async with slots:
+                name = f"{due.group_id}.{due.member}"
+                checked = await routes_on_wire(name, self._body, EXPERTS, self._scope.blobs, context.inline_max_bytes)
+                event = msgspec.structs.replace(due.event(time.time()), routes=checked)
+                await (await enqueue(self._scope.log, producer, Output("rollouts", event, key=due.group_id)))
+
+        async with asyncio.TaskGroup() as tasks:
+            for written, (_, due) in enumerate(played):
+                await self._wait_for_room(written)
+                tasks.create_task(write(due))
+
+    async def _wait_for_room(self, written: int) -> None:
+        while written - self._trained >= self._shape.outstanding:
+            self._room.clear()
+            await self._room.wait()
 
     def _on_step(self, event: Event, record: Record) -> None:
         if isinstance(event, StepCompleted):
             self._trained += event.sequences
             self._room.set()
+
+
+def _wait_for_go(go: Path) -> None:
+    while not go.exists():
+        time.sleep(_LOOKED_S)
 
 
 async def main(scope: Scope, shape: Shape) -> None:

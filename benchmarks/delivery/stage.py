@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.delivery import feed, load
+from benchmarks.delivery import feed, load, loops
 from benchmarks.delivery.shape import Shape
 from consumers.batches import service as batches
 from consumers.batches.settings import BatchSettings
@@ -30,7 +30,10 @@ def mains(shape: Shape) -> dict[str, Main]:
     """The services, the three in the middle as they are."""
     reward = RewardSettings(model=shape.model, max_in_flight=512)
     batch = BatchSettings(
-        groups_per_batch=shape.groups_per_batch, max_staleness=1 << 30, lookahead=4, token_budget=16_384
+        groups_per_batch=shape.groups_per_batch,
+        max_staleness=1 << 30,
+        lookahead=4,
+        token_budget=max(16_384, shape.tokens),
     )
     return {
         "load": lambda scope: load.main(scope, shape),
@@ -38,7 +41,21 @@ def mains(shape: Shape) -> dict[str, Main]:
         "groups": lambda scope: groups.main(scope, GroupSettings()),
         "batches": lambda scope: batches.main(scope, batch),
         "feed": lambda scope: feed.main(scope, shape),
+        "idle": loops.idle,
     }
+
+
+def main_of(name: str, shape: Shape) -> Main:
+    """The service `name`, its loop watched where bodies are in flight; else the watch would cost 3 % of a core."""
+    service = mains(shape)[name]
+    if not shape.tokens:
+        return service
+
+    async def watched(scope: Scope) -> None:
+        scope.spawn(loops.watched(scope, name), "loop")
+        await service(scope)
+
+    return watched
 
 
 def main() -> int:
@@ -47,8 +64,8 @@ def main() -> int:
     context = RunContext(RUN, directory, bootstrap, partitions, (directory / "blobs").as_uri(), drain_s=1.0)
     profile = cProfile.Profile() if name in os.environ.get("EACHPROMPT_PROFILE", "").split(",") else None
     if profile is None:
-        return run_service(name, context, mains(shape)[name])
-    code = profile.runcall(run_service, name, context, mains(shape)[name])
+        return run_service(name, context, main_of(name, shape))
+    code = profile.runcall(run_service, name, context, main_of(name, shape))
     profile.dump_stats(directory / f"{name}.prof")
     return code
 

@@ -10,7 +10,7 @@ from benchmarks.delivery.shape import Shape
 _MODEL: Final = Path(__file__).parents[2] / "models" / "tiny-moe"
 
 
-def shape_for(rollouts: int) -> Shape:
+def shape_for(rollouts: int, rate: float = 0.0) -> Shape:
     """A load of whole batches, answered with the tiny model's digits."""
     tokenizer = Tokenizer.from_file(str(_MODEL / "tokenizer.json"))
 
@@ -23,6 +23,7 @@ def shape_for(rollouts: int) -> Shape:
     return Shape(
         rollouts=rollouts // whole * whole,
         model=str(_MODEL),
+        rate=rate,
         equals=token("="),
         answer=token("1"),
         wrong=token("2"),

@@ -5,9 +5,12 @@
 
 Batch b trains weights b into b + 1, so a group's staleness in batch b is b − its oldest version: no clock, no race.
 A GroupReady is finished when its group is on the log as planned or dropped; after a crash the unfinished ones come
-again, and the next number follows the last batch on the log.
+again, and the next number follows the last batch on the log. Should the broker forget what was committed, all of them
+come again: those of the last `max_staleness` batches are known by name, and older ones are stale, so none is planned
+twice.
 """
 
+from collections import deque
 from dataclasses import dataclass
 
 import msgspec
@@ -50,13 +53,15 @@ class Batcher:
         self._arrivals = 0
         self._planned = 0
         self._trained = 0
+        # The groups of the batches that could take a group again: what batch b holds is at least b - max_staleness old.
+        self._recent: deque[tuple[str, ...]] = deque(maxlen=settings.max_staleness + 1)
 
     def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
         """Takes one event of `groups`; all but GroupReady are finished at once."""
         if not isinstance(event, GroupReady):
             return Turn(finished=(record.ref,))
         members = tuple(member for member in event.members if member.disposition is None)
-        if not members:
+        if not members or any(event.group_id in groups for groups in self._recent):
             return Turn(finished=(record.ref,))
         oldest_version = min(member.oldest_version for member in members)
         ready = _Ready(oldest_version, self._arrivals, event, members, record)
@@ -78,6 +83,7 @@ class Batcher:
         """Numbers go on after the last batch on the log."""
         if isinstance(event, BatchPlanned):
             self._planned = max(self._planned, event.batch + 1)
+            self._recent.append(event.groups)
 
     def on_time(self, now_s: float) -> Turn:
         """Nothing here has a deadline."""
@@ -87,14 +93,14 @@ class Batcher:
         """Never."""
         return None
 
-    def waiting(self) -> list[str]:
+    def waiting(self, now_s: float) -> list[str]:
         """What the next batch waits for."""
         wanted, ready = self._settings.groups_per_batch, len(self._ready)
         if self._is_over():
             return [f"all {self._planned} batches are planned; {ready} groups are left over"]
-        if ready < wanted:
-            return [f"batch {self._planned} has {ready} of {wanted} groups"]
-        return [f"batch {self._planned} waits for the learner to train batch {self._trained}"]
+        if self._planned - self._trained >= self._settings.lookahead:
+            return [f"batch {self._planned} waits for the learner to train batch {self._trained}"]
+        return [f"batch {self._planned} has {ready} of {wanted} groups"]
 
     def _advance(self, now_s: float) -> Turn:
         outputs: list[Output] = []
@@ -110,7 +116,9 @@ class Batcher:
             groups = self._ready[: self._settings.groups_per_batch]
             del self._ready[: self._settings.groups_per_batch]
             records = tuple(group.record for group in groups)
-            outputs.append(Output("batches", self._batch(groups, now_s), cause=records[-1], links=records))
+            batch = self._batch(groups, now_s)
+            outputs.append(Output("batches", batch, cause=records[-1], links=records))
+            self._recent.append(batch.groups)
             finished += [record.ref for record in records]
             self._planned += 1
         return Turn(outputs=tuple(outputs), finished=tuple(finished))

@@ -1,68 +1,60 @@
 """The aggregator: collects the scores of a group and ends every rollout exactly once. No I/O and no clock of its own.
 
-    scores ──▶ open group ──▶ GroupReady | GroupDropped | GroupEvaluated    complete, or its deadline has passed
+    prompts ─▶ open group
+    scores ──▶ open group ──▶ GroupReady | GroupDropped | GroupEvaluated    complete, or its time has passed
        ├─────▶ (nothing)                                                    the same rollout record scored again
-       └─────▶ RolloutDisposed(duplicate)                                   a later attempt, or a straggler
+       ├─────▶ RolloutDisposed(duplicate)                                   a later attempt, or a straggler
+       └─────▶ RolloutDisposed(expired)                                     of a group that ended without members, or is
+                                                                            older than anything remembered
 
-A score is finished when its rollout has its end on the log, so that after a crash the unfinished ones rebuild the open
-groups and `on_recalled` rebuilds the memory of the closed ones.
+A score is finished when its rollout has its end on the log, a request when its group has; after a crash the unfinished
+ones rebuild the open groups, and `on_recalled` rebuilds the memory of the closed ones.
 """
 
-import heapq
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import math
 
 from consumers.groups.memory import Memory
+from consumers.groups.open_groups import Asked, OpenGroup, OpenGroups
 from consumers.groups.settings import GroupSettings
-from consumers.groups.verdict import close_group
-from schemas import Event, GroupDropped, GroupEvaluated, GroupReady, RolloutDisposed, RolloutScored
+from consumers.groups.verdict import close_group, unheard_group
+from schemas import (
+    Disposition,
+    Event,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    GroupRequested,
+    RolloutDisposed,
+    RolloutScored,
+)
 from streams.errors import Poison
 from streams.fold import Turn
 from streams.record import Output, Record
 
 
-@dataclass
-class _Open:
-    """Members by rollout id, in the order in which their first scored attempts came."""
-
-    samples: int
-    opened_s: float
-    closes_s: float
-    members: dict[str, tuple[RolloutScored, Record]] = field(default_factory=dict)
-
-
 class Aggregator:
-    """A `streams.fold.Fold` over the scores of one partition."""
+    """A `streams.fold.Fold` over the requests and scores of one partition.
 
-    def __init__(self, settings: GroupSettings) -> None:
+    `known_since_s`: `on_recalled` is told of every group that was closed later (see `Memory`).
+    """
+
+    def __init__(self, settings: GroupSettings, known_since_s: float = -math.inf) -> None:
         self._settings = settings
-        self._open: dict[str, _Open] = {}
-        self._closings: list[tuple[float, str]] = []
-        self._memory = Memory(settings.remember_s)
+        self._open = OpenGroups()
+        self._memory = Memory(settings.remember_s, settings.remember_groups, known_since_s)
+        self._read = (-math.inf, -math.inf)
 
     def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
-        """Takes one score. Raises Poison for another event and for a member that its group did not ask for."""
-        if not isinstance(event, RolloutScored):
-            raise Poison(f"{type(event).__name__} is not RolloutScored")
-        if not 0 <= event.index < event.samples:
-            raise Poison(f"rollout {event.rollout_id} has index {event.index} in a group of {event.samples} samples")
+        """Takes a request or a score. Raises Poison for others and for a member that its group did not ask for."""
         self._memory.forget(now_s)
-        if self._memory.ended(event.group_id, event.rollout):
-            return Turn(finished=(record.ref,))
-        if self._memory.closed(event.group_id):
-            return self._duplicate(event, record, now_s)
-        group = self._open.get(event.group_id)
-        known = group.members.get(event.rollout_id) if group else None
-        if known is not None:
-            return (
-                Turn(finished=(record.ref,))
-                if known[0].rollout == event.rollout
-                else self._duplicate(event, record, now_s)
-            )
-        if group is None:
-            group = self._opened(event, now_s)
-        group.members[event.rollout_id] = (event, record)
-        return self._close(event.group_id, now_s) if len(group.members) == group.samples else Turn()
+        match event:
+            case GroupRequested():
+                return self._requested(event, record, now_s)
+            case RolloutScored():
+                self._read = (now_s, record.time_s)
+                return self._scored(event, record, now_s)
+            case _:
+                raise Poison(f"{type(event).__name__} is not RolloutScored")
 
     def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
         """No side topics: nothing to do."""
@@ -73,18 +65,22 @@ class Aggregator:
         match event:
             case GroupReady() | GroupDropped() | GroupEvaluated():
                 rollouts = tuple(member.rollout for member in event.members)
-                self._memory.remember(event.group_id, rollouts, event.time_s, closed=True)
-            case RolloutDisposed():
-                self._memory.remember(event.group_id, (event.rollout,), event.time_s, closed=False)
+                self._memory.remember(
+                    event.group_id, rollouts, event.time_s, closed=True, requested_s=event.requested_s
+                )
+            case RolloutDisposed(disposition="duplicate"):
+                self._memory.remember(event.group_id, (event.rollout,), event.time_s, closed=False, requested_s=0.0)
             case _:
                 pass
 
     def on_time(self, now_s: float) -> Turn:
-        """Closes the groups whose deadline has passed with the members they have."""
+        """Closes the groups whose time has passed with the members they have."""
         turns = []
-        while (due_s := self.next_time_s()) is not None and due_s <= now_s:
-            _, group_id = heapq.heappop(self._closings)
-            turns.append(self._close(group_id, now_s))
+        for group in self._open.due(now_s):
+            if not group.members and self._reads_backlog(group, now_s):
+                self._open.move(group, now_s + self._settings.settle_s)
+            else:
+                turns.append(self._close(group, now_s))
         self._memory.forget(now_s)
         return Turn(
             outputs=tuple(output for turn in turns for output in turn.outputs),
@@ -93,60 +89,103 @@ class Aggregator:
 
     def next_time_s(self) -> float | None:
         """When the next open group is to be closed, unix seconds."""
-        while self._closings and not self._is_open(*self._closings[0]):
-            heapq.heappop(self._closings)
-        return self._closings[0][0] if self._closings else None
+        return self._open.next_time_s()
 
-    def waiting(self) -> list[str]:
-        """The open groups in one sentence, the one that closes next by name."""
-        closes_s = self.next_time_s()
-        if closes_s is None:
-            return []
-        group_id = self._closings[0][1]
-        group = self._open[group_id]
-        return [
-            f"{len(self._open)} open groups; {group_id} has {len(group.members)} of {group.samples} scores since "
-            f"{_clock(group.opened_s)} and closes at {_clock(closes_s)}"
-        ]
+    def waiting(self, now_s: float) -> list[str]:
+        """The open groups in one sentence, one of them by name."""
+        return self._open.waiting(now_s)
 
-    def _is_open(self, closes_s: float, group_id: str) -> bool:
-        group = self._open.get(group_id)
-        return group is not None and group.closes_s == closes_s
+    def _requested(self, request: GroupRequested, record: Record, now_s: float) -> Turn:
+        if self._memory.closed(request.group_id):
+            return Turn(finished=(record.ref,))
+        asked, group = Asked.of(request, record.ref), self._open.get(request.group_id)
+        if group is None and request.time_s <= self._memory.edge_s:
+            # Nobody can say whether it was closed and forgotten, so that its scores are refused, and it ends.
+            end = unheard_group(request.group_id, asked, now_s)
+            return Turn((Output("groups", end, key=request.group_id, cause=record),), (record.ref,))
+        if group is None:
+            closes_s = self._unheard_until_s(request, now_s)
+            self._open.open(OpenGroup(request.group_id, request.samples, now_s, closes_s, asked))
+        elif group.asked is None:
+            group.asked = asked
+        else:
+            return Turn(finished=(record.ref,))
+        return Turn()
 
-    def _opened(self, event: RolloutScored, now_s: float) -> _Open:
+    def _scored(self, event: RolloutScored, record: Record, now_s: float) -> Turn:
+        if not 0 <= event.index < event.samples:
+            raise Poison(f"rollout {event.rollout_id} has index {event.index} in a group of {event.samples} samples")
+        if self._memory.ended(event.group_id, event.rollout):
+            return Turn(finished=(record.ref,))
+        if self._memory.closed(event.group_id):
+            # An end without members may have been told of a group that nobody remembered (see `_requested`).
+            heard = self._memory.heard(event.group_id)
+            return self._disposed(event, record, "duplicate" if heard else "expired", now_s)
+        group = self._open.get(event.group_id)
+        if group is None:
+            if event.requested_s <= self._memory.edge_s:
+                return self._disposed(event, record, "expired", now_s)
+            group = OpenGroup(event.group_id, event.samples, now_s, self._heard_until_s(event, now_s))
+            self._open.open(group)
+        elif not group.members:
+            group.samples, group.since_s = event.samples, now_s
+            self._open.move(group, self._heard_until_s(event, now_s))
+        known = group.members.get(event.rollout_id)
+        if known is not None:
+            if known[0].rollout == event.rollout:
+                return Turn(finished=(record.ref,))
+            return self._disposed(event, record, "duplicate", now_s)
+        group.members[event.rollout_id] = (event, record)
+        return self._close(group, now_s) if group.complete else Turn()
+
+    def _heard_until_s(self, event: RolloutScored, now_s: float) -> float:
         # A backlog read after an outage is past its deadlines, and its groups are whole nevertheless.
         # A deadline that a damaged record claims must not keep it open for ever.
-        closes_s = min(max(event.deadline_s, now_s + self._settings.settle_s), now_s + self._settings.longest_s)
-        group = _Open(samples=event.samples, opened_s=now_s, closes_s=closes_s)
-        self._open[event.group_id] = group
-        heapq.heappush(self._closings, (closes_s, event.group_id))
-        return group
+        return min(max(event.deadline_s, now_s + self._settings.settle_s), now_s + self._settings.longest_s)
 
-    def _close(self, group_id: str, now_s: float) -> Turn:
-        group = self._open.pop(group_id)
+    def _unheard_until_s(self, request: GroupRequested, now_s: float) -> float:
+        # A producer begins no training group past its deadline, so that nothing comes after what it had begun by then.
+        # It measures a held-back one however late it is, so only the longest wait bounds that.
+        longest_s = now_s + self._settings.longest_s
+        if request.purpose == "evaluate":
+            return longest_s
+        return min(max(request.deadline_s, now_s) + self._settings.unheard_s, longest_s)
+
+    def _reads_backlog(self, group: OpenGroup, now_s: float) -> bool:
+        """Whether the scores that are being read were written before `group` was due: its own may still come."""
+        read_s, written_s = self._read
+        return now_s - read_s < self._settings.settle_s and written_s < group.closes_s
+
+    def _close(self, group: OpenGroup, now_s: float) -> Turn:
+        self._open.close(group.group_id)
         scores = [score for score, _ in group.members.values()]
         records = tuple(record for _, record in group.members.values())
-        self._memory.remember(group_id, tuple(score.rollout for score in scores), now_s, closed=True)
-        event = close_group(scores, self._settings, now_s)
+        event: GroupReady | GroupDropped | GroupEvaluated
+        if scores:
+            event = close_group(scores, self._settings, now_s)
+        else:
+            assert group.asked is not None, "a group is opened by a request or by a score"
+            event = unheard_group(group.group_id, group.asked, now_s)
+        rollouts = tuple(score.rollout for score in scores)
+        self._memory.remember(group.group_id, rollouts, now_s, closed=True, requested_s=event.requested_s)
         return Turn(
-            outputs=(Output("groups", event, key=group_id, cause=records[-1], links=records),),
-            finished=tuple(record.ref for record in records),
+            outputs=(
+                Output("groups", event, key=group.group_id, cause=records[-1] if records else None, links=records),
+            ),
+            finished=group.finished(),
         )
 
-    def _duplicate(self, event: RolloutScored, record: Record, now_s: float) -> Turn:
-        self._memory.remember(event.group_id, (event.rollout,), now_s, closed=False)
+    def _disposed(self, event: RolloutScored, record: Record, disposition: Disposition, now_s: float) -> Turn:
+        if disposition == "duplicate":
+            self._memory.remember(event.group_id, (event.rollout,), now_s, closed=False, requested_s=event.requested_s)
         end = RolloutDisposed(
             rollout_id=event.rollout_id,
             group_id=event.group_id,
             rollout=event.rollout,
-            disposition="duplicate",
+            disposition=disposition,
             time_s=now_s,
         )
         return Turn(
             outputs=(Output("groups", end, key=event.group_id, cause=record),),
             finished=(record.ref,),
         )
-
-
-def _clock(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%H:%M:%SZ")

@@ -1,62 +1,86 @@
-"""What the aggregator remembers of rollouts that ended: enough to tell a repeated score from a straggler."""
+"""What the aggregator remembers of rollouts that ended, and which groups it must have forgotten.
 
-from array import array
-from dataclasses import dataclass, field
+Memory is bounded, by time and by number, and a forgotten group must never be opened again. So the memory knows its
+edge: whatever it forgot was requested at or before `edge_s`. A group that is neither open nor remembered and was
+requested no later than the edge is never opened, whatever became of it; no clock decides that, only the request's own
+time, which all scores of a group share.
+"""
+
+import math
+import struct
+from typing import Final
 
 from schemas import Ref
 
+SKEW_S: Final = 60.0
+"""A dispatcher's clock may be ahead of an aggregator's by this much: a group is not closed before it was requested."""
 
-@dataclass
-class _Ended:
-    until_s: float
-    closed: bool = False
-    # Pairs of partition and offset: a tuple of Python objects would take ten times the memory for an hour of groups.
-    refs: "array[int]" = field(default_factory=lambda: array("q"))
-
-    def holds(self, rollout: Ref) -> bool:
-        return any(
-            self.refs[at] == rollout.partition and self.refs[at + 1] == rollout.offset
-            for at in range(0, len(self.refs), 2)
-        )
+_Head: Final = struct.Struct("<dd?")
+_Pair: Final = struct.Struct("<qq")
 
 
 class Memory:
-    """Ended rollouts by group, each group for `remember_s` after the last of them ended.
+    """Ended rollouts by group, each group for `remember_s` after the last of them ended, `most` groups at a time.
 
-    `remember` and `ended` are O(members of the group); `forget` is O(groups whose time has come).
+    `known_since_s`: groups that were closed before are not told to it (the horizon of a restart's recall). About 270
+    bytes a group of 8 rollouts (`tests/consumers/groups/test_memory.py` measures it), so one packed string each and not
+    Python objects. `remember` and `ended` are O(members of the group); `forget` is O(groups whose time has come).
     """
 
-    def __init__(self, remember_s: float) -> None:
+    def __init__(self, remember_s: float, most: int, known_since_s: float = -math.inf) -> None:
         self._remember_s = remember_s
-        self._groups: dict[str, _Ended] = {}
+        self._most = most
+        self._groups: dict[str, bytes] = {}
+        self._edge_s = known_since_s
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def remember(self, group_id: str, rollouts: tuple[Ref, ...], at_s: float, *, closed: bool) -> None:
-        """`rollouts` of the group ended at `at_s`; `closed` if the group itself did."""
+    @property
+    def edge_s(self) -> float:
+        """No group that was forgotten was requested later than this, unix seconds."""
+        return self._edge_s
+
+    def remember(
+        self, group_id: str, rollouts: tuple[Ref, ...], at_s: float, *, closed: bool, requested_s: float
+    ) -> None:
+        """`rollouts` of the group, requested at `requested_s`, ended at `at_s`; `closed` if the group itself did."""
         # Taken out and put back, so that the dictionary stays ordered by the time of forgetting.
-        group = self._groups.pop(group_id, None) or _Ended(at_s)
-        group.until_s = at_s + self._remember_s
-        group.closed = group.closed or closed
-        for rollout in rollouts:
-            group.refs.extend((rollout.partition, rollout.offset))
-        self._groups[group_id] = group
+        known = self._groups.pop(group_id, b"")
+        if known:
+            _, before_s, closed_before = _Head.unpack_from(known)
+            requested_s, closed = max(requested_s, before_s), closed or closed_before
+        head = _Head.pack(at_s + self._remember_s, requested_s, closed)
+        pairs = [_Pair.pack(rollout.partition, rollout.offset) for rollout in rollouts]
+        self._groups[group_id] = b"".join((head, known[_Head.size :], *pairs))
+        if len(self._groups) > self._most:
+            self._forget(next(iter(self._groups)))
 
     def ended(self, group_id: str, rollout: Ref) -> bool:
         """Whether this rollout record has its disposition already."""
         group = self._groups.get(group_id)
-        return group is not None and group.holds(rollout)
+        pair = (rollout.partition, rollout.offset)
+        return group is not None and any(pair == known for known in _Pair.iter_unpack(group[_Head.size :]))
 
     def closed(self, group_id: str) -> bool:
         """Whether the group was closed."""
         group = self._groups.get(group_id)
-        return group is not None and group.closed
+        return group is not None and bool(_Head.unpack_from(group)[2])
+
+    def heard(self, group_id: str) -> bool:
+        """Whether it remembers any rollout of the group."""
+        return len(self._groups.get(group_id, b"")) > _Head.size
 
     def forget(self, now_s: float) -> None:
         """Drop the groups whose time has come."""
         while self._groups:
             group_id, group = next(iter(self._groups.items()))
-            if group.until_s > now_s:
+            if _Head.unpack_from(group)[0] > now_s:
                 return
-            del self._groups[group_id]
+            self._forget(group_id)
+
+    def _forget(self, group_id: str) -> None:
+        until_s, requested_s, closed = _Head.unpack_from(self._groups.pop(group_id))
+        if closed:
+            # A time that a damaged record claims must not move the edge into the future.
+            self._edge_s = max(self._edge_s, min(requested_s, until_s - self._remember_s + SKEW_S))

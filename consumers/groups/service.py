@@ -1,10 +1,17 @@
 """The aggregator as a service: one fold and one transaction line per partition of `scores`."""
 
+import time
+from typing import Final
+
 from consumers.groups.aggregate import Aggregator
+from consumers.groups.memory import SKEW_S
 from consumers.groups.settings import GroupSettings
+from streams.errors import StreamsError
 from streams.fold import FoldSpec, run_fold
 from streams.recall import Recall
 from streams.scope import Scope
+
+_LOOK_S: Final = 1.0
 
 
 async def main(scope: Scope, settings: GroupSettings) -> None:
@@ -12,7 +19,27 @@ async def main(scope: Scope, settings: GroupSettings) -> None:
     spec = FoldSpec(
         stage="groups",
         input="scores",
-        recall=Recall(topic="groups", horizon_s=settings.remember_s),
+        recall=Recall(topic="groups", horizon_s=settings.remember_s + SKEW_S),
         shard="partition",
+        also=("prompts",),
     )
-    await run_fold(scope, spec, lambda partition: Aggregator(settings))
+    scope.spawn(_watch_clock(scope), "groups watches the clock")
+    await run_fold(scope, spec, lambda partition: Aggregator(settings, time.time() - settings.remember_s))
+
+
+def clock_step(then: tuple[float, float], now: tuple[float, float]) -> float:
+    """By how many seconds the wall clock was set between two readings of (wall clock, monotonic clock)."""
+    return (now[0] - then[0]) - (now[1] - then[1])
+
+
+async def _watch_clock(scope: Scope) -> None:
+    """End the service where the clock is set by more than `SKEW_S`: a restart recalls by the new time.
+
+    What it recalls, and so which groups it may open, was decided by the clock at its start. With one that was a day
+    ahead then, every group would be refused for a day.
+    """
+    then = (time.time(), time.monotonic())
+    while not await scope.until_stopped(_LOOK_S):
+        step_s = clock_step(then, (time.time(), time.monotonic()))
+        if abs(step_s) > SKEW_S:
+            raise StreamsError(f"the clock was set by {step_s:.0f} s since this service began: it starts again")

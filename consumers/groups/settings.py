@@ -26,11 +26,23 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         float,
         Meta(gt=0, description="seconds a group stays open at least, even if found after its deadline (a backlog)"),
     ] = 5.0
+    unheard_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="seconds after its deadline at which a training group ends of which no rollout was scored; "
+            "below the dispatcher's outcome_grace_s, so that the slot is freed by the group's own end",
+        ),
+    ] = 60.0
     remember_s: Annotated[
         float,
         Meta(
             gt=0,
-            description="seconds a closed group is remembered, so that its stragglers and repeated scores are known; "
-            "longer than the longest outage of a reward consumer plus a group's time to its deadline",
+            description="seconds a closed group is remembered; groups that were requested earlier and are not open end "
+            "as expired, so it is longer than the dispatcher's group_timeout_s and the longest outage to bridge",
         ),
     ] = 3600.0
+    remember_groups: Annotated[
+        int,
+        Meta(ge=1, description="closed groups remembered at most, of each partition; 270 bytes each with 8 samples"),
+    ] = 100_000

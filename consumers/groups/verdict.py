@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from consumers.advantages import group_advantages, mean_and_std
+from consumers.groups.open_groups import Asked
 from consumers.groups.settings import GroupSettings
 from schemas import Disposition, GroupDropped, GroupEvaluated, GroupReady, Member, RolloutScored
 
@@ -74,6 +75,29 @@ def close_group(
         pass_rate=pass_rate,
         reward_mean=reward_mean,
         requested_s=first.requested_s,
+    )
+
+
+def unheard_group(group_id: str, asked: Asked, now_s: float) -> GroupDropped | GroupEvaluated:
+    """The event that ends a group of which no rollout was scored in its time: it has no members."""
+    if asked.purpose == "evaluate":
+        return GroupEvaluated(
+            group_id=group_id,
+            prompt_id=asked.prompt_id,
+            task=asked.task,
+            evaluation=asked.evaluation or 0,
+            members=(),
+            time_s=now_s,
+            requested_s=asked.requested_s,
+        )
+    return GroupDropped(
+        group_id=group_id,
+        prompt_id=asked.prompt_id,
+        task=asked.task,
+        reason="expired",
+        members=(),
+        time_s=now_s,
+        requested_s=asked.requested_s,
     )
 
 

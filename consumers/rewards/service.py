@@ -1,4 +1,4 @@
-"""The reward consumers as a service: at least once, any number of replicas up to the partitions of `rollouts`."""
+"""The reward consumers as a service: at least once; replicas may come and go, up to the partitions of `rollouts`."""
 
 from pathlib import Path
 
@@ -22,7 +22,5 @@ async def main(scope: Scope, settings: RewardSettings) -> None:
                 await pool.warm(pooled)
             except VerifierError as error:
                 raise ConfigurationError(f"rewards.prewarm: {error}") from None
-        spec = WorkerSpec(
-            stage="rewards", input="rollouts", max_in_flight=settings.max_in_flight, types=(RolloutCompleted,)
-        )
+        spec = WorkerSpec("rewards", "rollouts", settings.max_in_flight, (RolloutCompleted,), elastic=True)
         await run_worker(scope, spec, RewardWorker(settings, detokeniser, pool, scope.gauge))

@@ -13,7 +13,7 @@ from deploy.config import load
 from deploy.errors import FAILED
 
 if TYPE_CHECKING:
-    from deploy.audit import Audit
+    from deploy.verdict import Audit
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SHOWN: Final = 20

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from deploy.command import add_config_arguments
 from deploy.config import RunConfig, load
-from deploy.errors import ConfigError, DeployError
+from deploy.errors import ConfigError
 from deploy.sharing import SERVICES
 
 MAINS: Final = {
@@ -22,14 +22,23 @@ MAINS: Final = {
 }
 """Service → the module with its `main(scope, settings)`."""
 
+_ELASTIC: Final = ("rewards",)
+"""Services whose replicas deal their input among themselves: any ordinal may join a run that is up, and leave it."""
+
 _ARITHMETIC: Final = ("producer", "learner")
 """Services that import torch, whose environment must be right before they do."""
+
+_ORDINAL_HELP: Final = (
+    "which replica or rank this is (default 0, or $RANK); rewards: a number that is not in use adds one to a run that "
+    "is up, and SIGTERM takes it away"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The service, its ordinal and the configuration."""
     parser.add_argument("service", choices=SERVICES, help="which service")
-    parser.add_argument("--ordinal", type=int, metavar="K", help="which replica or rank this is (default 0, or $RANK)")
+    parser.add_argument("--ordinal", type=int, metavar="K", help=_ORDINAL_HELP)
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     add_config_arguments(parser)
 
 
@@ -43,6 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_ranks(config)
     if ordinal is None:
         ordinal = int(os.environ.get("RANK", "0")) if service == "learner" else 0
+    if service in _ELASTIC:
+        if ordinal < 0:
+            raise ConfigError(f"--ordinal is {ordinal}; allowed: a number of at least 0 that no other {service} has")
+        # One that joins has files of its own beside those of the replicas that the configuration names.
+        replicas = max(replicas, ordinal + 1)
     if not 0 <= ordinal < replicas:
         raise ConfigError(
             f"--ordinal is {ordinal}; allowed: 0 to {replicas - 1}, for {service} has {replicas} processes"
@@ -52,35 +66,47 @@ def run(arguments: argparse.Namespace) -> int:
 
         apply_environment()
     settings = config.service(service)
-    context = _context(config, ordinal, replicas)
+    context = _context(config, ordinal, replicas, bootstrap_of(config, kept_up=arguments.supervised))
 
     from streams.service import run_service
 
     main: Callable[[Any, Any], Awaitable[None]] = importlib.import_module(MAINS[service]).main
-    return run_service(service, context, lambda scope: main(scope, settings))
+    code = run_service(service, context, lambda scope: main(scope, settings))
+    if service == "learner":
+        # What is left is to take torch and its process groups apart: a second or two for which the other ranks, and
+        # the next life, would wait, and a hang where a thread still waits in a collective with a rank that is gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
-def bootstrap_of(config: RunConfig) -> str:
-    """Where the run's broker listens. DeployError: it is a local one that is not up."""
-    from streams.broker import find_endpoint
+def bootstrap_of(config: RunConfig, kept_up: bool = False) -> str:
+    """Where the run's broker listens. ConfigError: it is a local one that is not up.
+
+    A service does not start it as a tool does: the broker would go with that service, from under all the others.
+    `kept_up`: the supervisor that started the service starts the broker again too, on the same port.
+    """
+    from streams.broker.endpoint import find_endpoint, last_endpoint
 
     if config.broker.kind == "external":
         return config.broker.bootstrap_servers
-    endpoint = find_endpoint(config.directory)
+    endpoint = last_endpoint(config.directory) if kept_up else find_endpoint(config.directory)
     if endpoint is None:
-        raise DeployError(
-            f"the broker of {config.directory} is not up; start it with `eachprompt up`, or give an external one"
+        raise ConfigError(
+            f"the broker of {config.directory} is not up, and a service alone does not start it; allowed: "
+            f"`eachprompt up --dir {config.directory}` before it, or a cluster as broker.bootstrap_servers"
         )
     return endpoint.bootstrap
 
 
-def _context(config: RunConfig, ordinal: int, replicas: int) -> Any:
+def _context(config: RunConfig, ordinal: int, replicas: int, bootstrap: str) -> Any:
     from streams.context import RunContext
 
     return RunContext(
         run=config.run.id,
         directory=config.directory,
-        bootstrap=bootstrap_of(config),
+        bootstrap=bootstrap,
         partitions=config.run.partitions,
         blob_uri=config.blobs.uri or config.layout.blob_uri,
         ordinal=ordinal,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,21 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the state of the services that should be there, and of the log."""
     from deploy.printing import print_json, print_table
+    from deploy.runlog import READERS
+    from deploy.stalls import stalls, state_of
+    from streams.child import running_pid
 
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     services = {name: ask(config.layout.health / f"{name}.json") for name in _expected(config)}
-    status = {"run": config.run.id, "directory": str(config.directory), "services": services, **_log(config)}
+    states = {name: state_of(answer, running_pid(config.layout.pid_file(name))) for name, answer in services.items()}
+    log = _log(config)
+    ages_s: dict[str, float] = log.pop("ages_s")
+    status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
+    status["stalls"] = stalls(states, log["lag"], READERS, ages_s)
     if arguments.json:
         print_json(status)
         return 0
     rows = []
     for name, answer in services.items():
-        state = "not running" if answer is None else "ready" if answer["ready"] else "starting"
-        rows.append((name, state, (answer or {}).get("pid", ""), _figures((answer or {}).get("gauges", {}))))
+        rows.append((name, states[name], (answer or {}).get("pid", ""), _figures((answer or {}).get("gauges", {}))))
     print(f"run {config.run.id} in {config.directory}: {status['steps']} steps, broker at {status['broker']}")
     print_table(("service", "state", "pid", "figures"), rows)
     for topic, lag in status["lag"].items():
         print(f"lag of {topic}: {lag}")
+    for stall in status["stalls"]:
+        print(stall)
     for name, answer in services.items():
         for wait in (answer or {}).get("waits", []):
             print(f"{name}: {wait}")
@@ -65,17 +74,23 @@ def _figures(gauges: dict[str, float]) -> str:
 
 def _expected(config: RunConfig) -> list[str]:
     counts = {service: config.replicas_of(service) for service in SERVICES}
-    return [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
+    expected = [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
+    joined = {path.stem for path in config.layout.health.glob("rewards-*.json")}
+    return expected + sorted(joined - set(expected))
 
 
 def _log(config: RunConfig) -> dict[str, Any]:
     """Lag and number of steps, from the broker of the run, started if it is not up."""
     from deploy.runlog import backlog, run_log
+    from deploy.stalls import OUTPUT
     from schemas import StepCompleted
     from streams.admin import Admin
 
     with run_log(config) as log:
         with Admin(log.bootstrap) as admin:
             lag = backlog(admin, config.run.id)
+            newest_s = admin.newest_s([log.full(topic) for topic in OUTPUT.values()])
+        now_s = time.time()
+        ages_s = {t: max(0.0, now_s - newest_s[log.full(t)]) for t in OUTPUT.values() if log.full(t) in newest_s}
         steps = {event.step for event, _ in log.events("steps") if isinstance(event, StepCompleted)}
-        return {"broker": log.bootstrap, "lag": lag, "steps": len(steps)}
+        return {"broker": log.bootstrap, "lag": lag, "steps": len(steps), "ages_s": ages_s}

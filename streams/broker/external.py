@@ -27,7 +27,10 @@ class ExternalBroker(Broker):
 
     def start(self, deadline_s: float = 60.0) -> None:
         self._stopped.clear()
-        wait_ready(self._bootstrap, deadline_s, self._pause)
+        try:
+            wait_ready(self._bootstrap, deadline_s, self._pause)
+        except BrokerError as error:
+            raise BrokerError(f"{error}; is broker.bootstrap_servers right, and is the cluster up?") from None
 
     def stop(self, deadline_s: float = 10.0) -> None:
         """Ends a `start` that still waits; the cluster is not ours to stop."""

@@ -6,13 +6,16 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from streams.broker.base import Broker, BrokerConfigurationError
 from streams.broker.endpoint import find_endpoint
 from streams.broker.settings import BrokerSettings
 
 _log = logging.getLogger(__name__)
+
+EXTERNAL_S: Final = 7.0
+"""How long a tool waits for a cluster to answer."""
 
 
 def choose_kind(settings: BrokerSettings, directory: Path) -> tuple[Literal["kafka", "embedded", "external"], str]:
@@ -74,14 +77,15 @@ def open_broker(settings: BrokerSettings, directory: Path) -> Broker:
 def running_broker(settings: BrokerSettings, directory: Path, deadline_s: float = 60.0) -> Iterator[str]:
     """The bootstrap address of a run's broker, which is started for as long as the block lasts if it is not up.
 
-    This is how tools that read a run directory reach its topics. Raises `BrokerError` as `Broker.start` does.
+    This is how tools that read a run directory reach its topics. Raises `BrokerError` as `Broker.start` does; for a
+    cluster after `EXTERNAL_S` at the latest, for nothing is being started there that would be worth waiting for.
     """
     endpoint = None if settings.kind == "external" else find_endpoint(directory)
     if endpoint is not None:
         yield endpoint.bootstrap
         return
     broker = open_broker(settings, directory)
-    broker.start(deadline_s)
+    broker.start(min(deadline_s, EXTERNAL_S) if broker.kind == "external" else deadline_s)
     try:
         yield broker.bootstrap
     finally:

@@ -1,6 +1,6 @@
 """A campaign: blows by schedule, then calm, then the verdict: audit, and whether training matches the log to the bit.
 
-verdict = await Campaign(directory).run(schedule(seed=1, count=300, gap_s=0.6))
+verdict = await Campaign(directory, LIGHT).run(schedule(seed=1, count=300, gap_s=0.6))
 print(verdict.table()); verdict.findings       # nothing, if delivery holds
 """
 
@@ -12,25 +12,18 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Final
 
-from deploy.audit import Audit
 from deploy.auditing import audit_of
 from deploy.runlog import RunLog
 from deploy.sharing import SERVICES
-from schemas import BatchPlanned
+from deploy.verdict import Audit
 from streams import faults
-from streams.blobs import BlobStore
-from streams.fetch import RecordFetcher
-from streams.log import Log, LogSettings
-from tests.chaos.pipeline import GROUPS_PER_BATCH, PARTITIONS, REPLICAS, Pipeline
+from tests.chaos.pipeline import Pipeline
 from tests.chaos.progress import Progress
-from tests.chaos.schedule import BROKER, Blow
-from tests.chaos.stepper import State, fingerprint, trained
+from tests.chaos.schedule import BROKER, FULL_POINTS, POINTS, Blow
+from tests.chaos.shape import GROUPS_PER_BATCH, LEARNER, PARTITIONS, REPLICAS, Shape, heard_as
+from tests.chaos.truth import untrue_digests, untrue_weights
 from tests.chaos.verdict import Verdict
 
-_POINT_S: Final = 8.0
-"""An armed point that is not reached within this long is taken back: its window was not passed."""
-_WARM_S: Final = 60.0
-_QUIET_S: Final = 90.0
 _LOOK_S: Final = 0.02
 _SUCCESSOR_S: Final = 15.0
 
@@ -38,31 +31,40 @@ _SUCCESSOR_S: Final = 15.0
 class Campaign:
     """One campaign in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shape: Shape) -> None:
         self._directory = directory
+        self._shape = shape
         self._blows: Counter[str] = Counter()
-        self._missed: Counter[str] = Counter()
+        points = POINTS if LEARNER in shape.stand_ins else FULL_POINTS
+        # With a row for each, whether the seed aims at it or not.
+        self._missed = Counter({f"point {point} in {name}": 0 for name, each in points.items() for point in each})
         self._armed: dict[tuple[str, str], float] = {}
         self._acts: set[asyncio.Task[None]] = set()
 
     async def run(self, blows: Iterable[Blow]) -> Verdict:
         """One blow after the other; everything has ended on return."""
         began = time.monotonic()
-        async with Pipeline(self._directory) as pipeline:
+        async with Pipeline(self._directory, self._shape) as pipeline:
             self._pipeline = pipeline
             self._progress = Progress(pipeline.broker.bootstrap, pipeline.config.run.id, PARTITIONS, dict(REPLICAS))
             following = asyncio.create_task(self._progress.follow())
             try:
-                await self._progress.until("for the first steps", lambda: len(self._progress.steps) >= 3, _WARM_S)
+                await self._progress.until(
+                    "for the first steps", lambda: len(self._progress.steps) >= 3, self._shape.warm_s
+                )
                 for blow in blows:
                     await self._pass_time(blow.after_s)
+                    if blow.settled:
+                        await self._settle()
                     self._start(blow)
                 await self._calm()
                 await self._drain()
+                untrue = untrue_digests if LEARNER in self._shape.stand_ins else untrue_weights
+                findings = await untrue(pipeline, self._progress)
                 audit = await asyncio.to_thread(
                     lambda: audit_of(RunLog(pipeline.broker.bootstrap, pipeline.config.run.id))
                 )
-                findings = [*self._progress.contradictions, *self._faults_of(audit), *await self._untrue_steps()]
+                findings = [*self._progress.contradictions, *self._faults_of(audit), *findings]
                 await pipeline.stop()
             finally:
                 following.cancel()
@@ -75,6 +77,7 @@ class Campaign:
                 findings,
                 time.monotonic() - began,
                 self._progress.records,
+                len(self._progress.steps),
                 self._progress.repeated_steps,
             )
 
@@ -96,14 +99,14 @@ class Campaign:
             name = service if service not in REPLICAS else f"{service}-0"
             self._count(f"point {point} in {service}", name, at_s)
         for (service, point), since_s in list(self._armed.items()):
-            if time.monotonic() - since_s > _POINT_S:
+            if time.monotonic() - since_s > self._shape.point_s:
                 (self._pipeline.faults / f"{service}:{point}.armed").unlink(missing_ok=True)
                 del self._armed[service, point]
-                self._missed[f"{point} in {service}"] += 1
+                self._missed[f"point {point} in {service}"] += 1
 
     def _count(self, blow: str, name: str, at_s: float, since_s: float | None = None) -> None:
         self._blows[blow] += 1
-        self._progress.hit(blow, name, at_s, since_s)
+        self._progress.hit(blow, heard_as(name), at_s, since_s)
 
     def _start(self, blow: Blow) -> None:
         service = blow.target.partition("-")[0]
@@ -111,8 +114,8 @@ class Campaign:
             case "point":
                 faults.arm(self._pipeline.faults, service, blow.detail, "kill", blow.hit)
                 self._armed[service, blow.detail] = time.monotonic()
-            case "kill" if blow.target == BROKER:
-                self._act(self._kill_broker())
+            case "kill" | "term" if blow.target == BROKER:
+                self._act(self._end_broker(blow.kind))
             case "kill":
                 at_s = time.time()
                 if self._pipeline.send(blow.target, SIGKILL):
@@ -127,19 +130,27 @@ class Campaign:
                 self._act(self._network(blow))
             case "disk":
                 self._act(self._fill_disk(blow))
+            case "clock":
+                self._act(self._jump(blow))
             case _:
-                raise ValueError(f"blow {blow.kind!r} is not one of kill, point, term, pause, zombie, network, disk")
+                kinds = "kill, point, term, pause, zombie, network, disk, clock"
+                raise ValueError(f"blow {blow.kind!r} is not one of {kinds}")
 
     def _act(self, act: "asyncio.Future[None] | object") -> None:
         self._acts.add(asyncio.ensure_future(act))  # type: ignore[arg-type]
 
-    async def _kill_broker(self) -> None:
+    async def _end_broker(self, kind: str) -> None:
+        if self._pipeline.broker.pid is None:
+            return  # the blow before still starts it
         at_s = time.time()
-        await asyncio.to_thread(self._pipeline.broker.kill)
-        for name in self._pipeline.names():
-            self._progress.hit("kill broker", name, at_s)
-        self._blows["kill broker"] += 1
+        await asyncio.to_thread(self._pipeline.broker.kill if kind == "kill" else self._pipeline.broker.stop)
+        self._hit_everybody(f"{kind} broker", at_s)
         await asyncio.to_thread(self._pipeline.broker.start)
+
+    def _hit_everybody(self, blow: str, at_s: float) -> None:
+        self._blows[blow] += 1
+        for name in {heard_as(name) for name in self._pipeline.names()}:
+            self._progress.hit(blow, name, at_s)
 
     async def _terminate(self, name: str) -> None:
         pid, at_s = self._pipeline.pid(name), time.time()
@@ -156,9 +167,11 @@ class Campaign:
         await asyncio.sleep(blow.lasts_s)
         at_s = time.time()
         self._pipeline.send(blow.target, SIGCONT)
-        for name in self._pipeline.names() if blow.target == BROKER else [blow.target]:
-            self._progress.hit(f"pause {blow.target.partition('-')[0]}", name, at_s)
-        self._blows[f"pause {blow.target.partition('-')[0]}"] += 1
+        said = f"pause {blow.target.partition('-')[0]}"
+        if blow.target == BROKER:
+            self._hit_everybody(said, at_s)
+        else:
+            self._count(said, blow.target, at_s)
 
     async def _zombie(self, blow: Blow) -> None:
         """The process stands still, a successor takes over, the process goes on: it is fenced, or both work alike."""
@@ -206,6 +219,27 @@ class Campaign:
         disk.free()
         self._count("disk full", blow.target, at_s)
 
+    async def _jump(self, blow: Blow) -> None:
+        """The wall clock of one process jumps, and later back."""
+        at_s = time.time()
+        self._pipeline.clocks.jump(blow.target, float(blow.detail))
+        self._count(f"clock {blow.target.partition('-')[0]}", blow.target, at_s)
+        await asyncio.sleep(blow.lasts_s)
+        self._pipeline.clocks.jump(blow.target, 0.0)
+
+    async def _settle(self) -> None:
+        """Until what was armed has struck, and everybody who was hit has been heard of."""
+        end_s = time.monotonic() + self._shape.quiet_s
+        while self._armed or self._acts or self._missing():
+            if time.monotonic() > end_s:
+                self._progress.contradictions.append(f"not recovered in {self._shape.quiet_s:g} s: {self._missing()}")
+                return
+            await self._pass_time(0.1)
+
+    def _missing(self) -> list[str]:
+        """Whoever was hit and was not heard of since; the dispatcher has nothing to say where no group ends."""
+        return [who for who in self._progress.unrecovered() if not who.startswith("dispatcher")]
+
     async def _calm(self) -> None:
         """No more blows: what is under way ends, and every service makes progress once more."""
         await self._pass_time(1.0)
@@ -215,7 +249,7 @@ class Campaign:
         await self._pass_time(0.1)
         before = len(self._progress.steps)
         await self._progress.until(
-            "for steps after the last blow", lambda: len(self._progress.steps) > before + 3, _QUIET_S
+            "for steps after the last blow", lambda: len(self._progress.steps) > before + 3, self._shape.quiet_s
         )
 
     async def _drain(self) -> None:
@@ -223,9 +257,9 @@ class Campaign:
         await self._pipeline.stop()
         self._pipeline.serve([service for service in SERVICES if service != "dispatcher"])
         progress = self._progress
-        await progress.until("for every group to end", lambda: not progress.open_groups(), _QUIET_S)
+        await progress.until("for every group to end", lambda: not progress.open_groups(), self._shape.quiet_s)
         await progress.until(
-            "for every batch to be trained", lambda: len(progress.steps) == len(progress.batches), _QUIET_S
+            "for every batch to be trained", lambda: len(progress.steps) == len(progress.batches), self._shape.quiet_s
         )
         await self._settled()
         self._note_fired()
@@ -249,30 +283,12 @@ class Campaign:
         yield from (f"group {name} ended {n} times" for name, n in progress.closed.items() if n > 1)
         yield from (f"group {name} never ended" for name in progress.open_groups())
         yield from (f"batch {number} is there {n} times" for number, n in progress.batches.items() if n > 1)
-        yield from (f"nothing came from {who}" for who in progress.unrecovered() if not who.startswith("dispatcher"))
+        yield from (f"nothing came from {who}" for who in self._missing())
         waiting = {where: count for where, count in audit.in_flight_waiting.items() if count}
         left = waiting.pop("for a batch", 0)
         if left >= GROUPS_PER_BATCH * 4:
             yield f"{left} rollouts wait for a batch, which is more than less than a batch"
         yield from (f"{count} rollouts wait {where} after everything was drained" for where, count in waiting.items())
-
-    async def _untrue_steps(self) -> list[str]:
-        """Training again from the log alone, without interruption, must give every step's weights."""
-        config = self._pipeline.config
-        log = Log(LogSettings(self._pipeline.broker.bootstrap, config.run.id, PARTITIONS), "verifier")
-        run_log = RunLog(self._pipeline.broker.bootstrap, config.run.id)
-        events = await asyncio.to_thread(lambda: [event for event, _ in run_log.events("batches")])
-        plans = [event for event in events if isinstance(event, BatchPlanned)]
-        state, blobs, untrue = State(), BlobStore(config.layout.blob_uri), []
-        async with RecordFetcher(log, "rollouts") as fetcher:
-            for plan in plans:
-                records = await fetcher.fetch([sequence.rollout for sequence in plan.sequences], 30.0)
-                weights = trained(state.weights, plan, records, blobs)
-                state = State(state.step + 1, 0, weights)
-                said = self._progress.steps.get(state.step)
-                if said is None or said.metrics["weights"] != fingerprint(weights):
-                    untrue.append(f"step {state.step} says {said and said.metrics}, the log {fingerprint(weights)}")
-        return untrue
 
 
 def progress_mark(progress: Progress) -> int:

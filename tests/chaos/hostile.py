@@ -5,6 +5,7 @@ which no result is ever an event of the topic; of the others some come out valid
 """
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,6 +77,7 @@ def rollout(group: str, index: int, **fields: Any) -> RolloutCompleted:
         "routes": Routes(experts=EXPERTS, shape=shape, dtype="u1", sentinel=255, data=NDArray.of(routes)),
         "logprobs": NDArray.of(np.full(len(RESPONSE), -0.5, dtype="f4")),
         "deadline_s": PAST_S,
+        "requested_s": time.time(),
     }
     return RolloutCompleted(
         rollout_id=f"{group}.{index}", group_id=group, prompt_id=group.partition(".")[0], index=index, attempt=0,
@@ -83,8 +85,8 @@ def rollout(group: str, index: int, **fields: Any) -> RolloutCompleted:
         reference={"answer": "4" if index % 2 else "5", "after": "="}, spans=(WeightSpan(0, 0),),
         prompt_ids=NDArray.of(np.array(PROMPT, dtype="u4")), response_ids=NDArray.of(np.array(RESPONSE, dtype="u4")),
         sampling=Sampling(max_tokens=8), finish_reason="stop", engine=EngineInfo(name="e", version="0", model="m"),
-        timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=2.0), requested_s=1.0,
-        time_s=2.0, **(defaults | fields),
+        timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=2.0), time_s=2.0,
+        **(defaults | fields),
     )  # fmt: skip
 
 
@@ -94,7 +96,7 @@ def score(group: str, index: int) -> RolloutScored:
         rollout_id=f"{group}.{index}", group_id=group, prompt_id=group.partition(".")[0], index=index, attempt=0,
         rollout=Ref("rollouts", 0, 10**9 + int(group.partition(".")[0][1:]) * SAMPLES + index), task="sums",
         samples=SAMPLES, deadline_s=PAST_S, valid=True, time_s=2.0, reward=float(index % 2), passed=float(index % 2),
-        prompt_tokens=4, response_tokens=2,
+        prompt_tokens=4, response_tokens=2, requested_s=time.time(),
     )  # fmt: skip
 
 

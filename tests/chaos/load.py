@@ -54,9 +54,10 @@ def generate(request: GroupRequested, name: str, encoder: PromptEncoder, version
 
 
 class LoadWorker:
-    """A worker over `prompts`; `version` is what the engine would have applied."""
+    """A worker over `prompts`; `version` is what the engine would have applied, `group_s` what a group takes it."""
 
-    def __init__(self, scope: Scope, model: Path) -> None:
+    def __init__(self, scope: Scope, model: Path, group_s: float = 0.0) -> None:
+        self._group_s = group_s
         self._scope = scope
         self._encoder = PromptEncoder(model)
         self._resumed = ResumedGroups(scope.context, scope.started_s)
@@ -72,9 +73,10 @@ class LoadWorker:
         """Writes the rollouts of a request that a predecessor has not written."""
         assert isinstance(event, GroupRequested)
         received_s = time.time()
-        if event.deadline_s <= received_s:
+        if event.deadline_s <= received_s and event.purpose == "train":
             return
         written = await self._resumed.written(event, record)
+        await asyncio.sleep(self._group_s)
         for index in range(event.samples):
             if index not in written:
                 await self._rollout(event, record, index, received_s, emit)
@@ -105,9 +107,9 @@ class LoadWorker:
         reach("rollouts.written")
 
 
-async def main(scope: Scope, model: Path) -> None:
+async def main(scope: Scope, model: Path, group_s: float = 0.0) -> None:
     """Serve until stopped; ready once the newest version is known."""
-    worker = LoadWorker(scope, model)
+    worker = LoadWorker(scope, model, group_s)
     caught_up = asyncio.Event()
     scope.spawn(follow(scope, ["steps"], on=worker.on_step, caught_up=caught_up), "follows steps")
     async with scope.wait("for the newest version", 60.0):
@@ -134,8 +136,8 @@ def context_of(directory: Path, ordinal: int, replicas: int, bootstrap: str) -> 
 
 
 if __name__ == "__main__":
-    where, number, of, servers = sys.argv[1:]
+    where, number, of, servers, *pace = sys.argv[1:]
     directory = Path(where)
     model = Path(load(None, directory=directory).model.path)
     context = context_of(directory, int(number), int(of), servers)
-    sys.exit(run_service("producer", context, lambda scope: main(scope, model)))
+    sys.exit(run_service("producer", context, lambda scope: main(scope, model, *map(float, pace))))

@@ -1,10 +1,11 @@
 """The pipeline under fire: real Kafka, the real services as processes of their own, each behind its own proxy.
 
-dispatcher, rewards (2), groups (2) and batches run as `eachprompt run SERVICE`; a recorded load stands in for the
-producer's engine and a digest for the learner's model. The real supervisor restarts what ends, without back-off.
+Every service runs as `eachprompt run SERVICE`; in the light shape a recorded load stands in for the producer's engine
+and a digest for the learner's model. The real supervisor restarts what ends, without back-off.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,7 +14,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
+
+import psutil
 
 from deploy import toml
 from deploy.commands.demo import DEMO
@@ -28,39 +31,22 @@ from streams import faults
 from streams.broker import BrokerSettings
 from streams.broker.kafka import KafkaBroker
 from streams.child import Child, running_pid
+from tests.chaos.clocks import Clocks
 from tests.chaos.disk import SmallDisk
 from tests.chaos.proxy import Proxy
+from tests.chaos.schedule import BROKER, ENGINE
+from tests.chaos.shape import Shape
 
 ROOT: Final = Path(__file__).parents[2]
-REPLICAS: Final = {"rewards": 2, "groups": 2}
-PARTITIONS: Final = 4
-_DISK_MIB: Final = 1024
-GROUPS_PER_BATCH: Final = 8
-
-_STAND_INS: Final = {"producer": "tests.chaos.load", "learner": "tests.chaos.stepper"}
-_TABLES: Final[dict[str, dict[str, Any]]] = {
-    "run": {
-        "id": "chaos",
-        "steps": 0,
-        "groups_per_batch": GROUPS_PER_BATCH,
-        "samples": 4,
-        "max_staleness": 3,
-        "ranks": 1,
-        "partitions": PARTITIONS,
-        "drain_s": 3.0,
-    },
-    "replicas": REPLICAS,
-    "blobs": {"inline_max_bytes": 16},
-    "dispatcher": {"evaluate_every": 50, "evaluate_samples": 1, "group_timeout_s": 60.0},
-}
 _AT_ONCE: Final = RestartPolicy(first_s=0.02, max_s=0.02, quick_s=1e-6, quick_failures=1_000_000)
 
 
 class Pipeline:
     """Use as an async context: everything runs inside, nothing is left after."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shape: Shape) -> None:
         self.directory = directory
+        self._shape = shape
         self.faults = directory / "faults"
         self.broker = KafkaBroker(BrokerSettings(kind="kafka", heap_mib=512), directory)
         self.proxies: dict[str, Proxy] = {}
@@ -68,7 +54,8 @@ class Pipeline:
         self._stopping = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._intruders: list[Child] = []
-        self.disk = SmallDisk(directory / "disk", _DISK_MIB)
+        self.disk = SmallDisk(directory / "disk", shape.disk_mib)
+        self.clocks = Clocks(directory / "clocks")
 
     async def __aenter__(self) -> Self:
         try:
@@ -109,12 +96,13 @@ class Pipeline:
 
     def names(self) -> list[str]:
         """The processes' names."""
-        return [process_name(s, k, REPLICAS.get(s, 1)) for s in SERVICES for k in range(REPLICAS.get(s, 1))]
+        counts = {service: self.config.replicas_of(service) for service in SERVICES}
+        return [process_name(service, k, count) for service, count in counts.items() for k in range(count)]
 
     def serve(self, services: Sequence[str]) -> None:
         """Run these services and keep them alive until `stop`."""
         self._stopping = asyncio.Event()
-        units = [Unit(spec.name, (spec,)) for service in services for spec in self.specs(service)]
+        units = [unit for service in services for unit in self._units(service)]
         supervisor = Supervisor(units, _AT_ONCE, stop_s=20.0, note=self._note)
         self._keeping = asyncio.create_task(supervisor.keep(self._stopping))
 
@@ -130,18 +118,24 @@ class Pipeline:
         if self._keeping is not None and self._keeping.done():
             self._keeping.result()
 
-    def specs(self, service: str) -> list[ProcessSpec]:
-        """How each process of a service is started."""
-        processes = [spec for unit in service_units(self.config, service) for spec in unit.processes]
-        return [self._behind_proxy(service, ordinal, spec) for ordinal, spec in enumerate(processes)]
+    def _units(self, service: str) -> list[Unit]:
+        """How the processes of a service are started, and which of them live and die together."""
+        return [
+            Unit(unit.service, tuple(self._behind_proxy(service, spec) for spec in unit.processes))
+            for unit in service_units(self.config, service)
+        ]
 
     def pid(self, name: str) -> int | None:
-        """The process that serves as `name`."""
+        """The process that is `name`: a service's, the broker's, or the engine core's below the producer."""
+        if name == BROKER:
+            return self.broker.pid
+        if name == ENGINE:
+            return _engine_core(self.pid("producer"))
         return running_pid(self.config.layout.pid_file(name))
 
     def send(self, name: str, number: signal.Signals) -> bool:
         """Signal a process; False where it does not run just now."""
-        pid = self.broker.pid if name == "broker" else self.pid(name)
+        pid = self.pid(name)
         if pid is None:
             return False
         try:
@@ -152,8 +146,8 @@ class Pipeline:
 
     def intrude(self, name: str) -> Child:
         """A second instance of a service, which fences the first."""
-        service, _, ordinal = name.partition("-")
-        spec = self.specs(service)[int(ordinal or 0)]
+        units = self._units(name.partition("-")[0])
+        (spec,) = [spec for unit in units for spec in unit.processes if spec.name == name]
         log = spec.log.with_name(f"{name}-intruder.log")
         child = Child.start(spec.argv, log=log, env=spec.env, name=f"{name} intruder")
         self._intruders.append(child)
@@ -175,17 +169,17 @@ class Pipeline:
             return False
         return b" 200 " in status
 
-    def _behind_proxy(self, service: str, ordinal: int, spec: ProcessSpec) -> ProcessSpec:
+    def _behind_proxy(self, service: str, spec: ProcessSpec) -> ProcessSpec:
         bootstrap = f"127.0.0.1:{self.proxies[spec.name].port}"
         argv = (*spec.argv, "--set", f'broker.bootstrap_servers="{bootstrap}"')
-        if service in _STAND_INS:
-            argv = (sys.executable, "-m", _STAND_INS[service], str(self.directory), str(ordinal), "1", bootstrap)
-        env = {**spec.env, faults.VARIABLE: str(self.faults), "PYTHONPATH": str(ROOT)}
+        if (module := self._shape.stand_ins.get(service)) is not None:
+            argv = (sys.executable, "-m", module, str(self.directory), "0", "1", bootstrap)
+        env = {**spec.env, faults.VARIABLE: str(self.faults), **self.clocks.environment(spec.name, ROOT)}
         return dataclasses.replace(spec, argv=argv, env=env)
 
     def _configure(self) -> RunConfig:
         tables = read(DEMO)
-        for section, values in _TABLES.items():
+        for section, values in self._shape.tables.items():
             tables[section] = {**tables.get(section, {}), **values}
         tables["broker"] = {"kind": "external", "bootstrap_servers": self.broker.bootstrap}
         (self.directory / "run.toml").write_text(toml.dumps(tables, comment="A run under fire."), encoding="utf-8")
@@ -197,3 +191,13 @@ class Pipeline:
         name, _, rest = said.partition(" ended with ")
         what = rest.partition(" (see ")[0].rpartition(" ERROR ")[2]
         self.ends[f"{name.partition('-')[0]}: {what[:160]}"] += 1
+
+
+def _engine_core(producer: int | None) -> int | None:
+    """vLLM's engine core below the producer, once it has given itself its name."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(producer).children(recursive=True) if producer is not None else ():
+            with contextlib.suppress(psutil.Error):
+                if "EngineCore" in " ".join(child.cmdline()):
+                    return int(child.pid)
+    return None

@@ -20,8 +20,12 @@ from schemas import (
     decode,
 )
 from streams.errors import StreamsError
-from streams.log import Log, LogSettings, Reader
+from streams.log import Log, LogSettings
+from streams.reader import Reader
 from streams.record import Record
+
+_TRUSTED_S: Final = 60.0
+"""A record's own time that is further off comes from a clock that was made to jump."""
 
 _OUTPUTS: Final = {
     "prompts": "dispatcher",
@@ -57,7 +61,7 @@ class Progress:
     closed: Counter[str] = field(default_factory=Counter)
     batches: Counter[int] = field(default_factory=Counter)
     steps: dict[int, StepCompleted] = field(default_factory=dict)
-    repeated_steps: int = 0
+    told: Counter[int] = field(default_factory=Counter)
     contradictions: list[str] = field(default_factory=list)
     records: Counter[str] = field(default_factory=Counter)
     _waiting: dict[str, list[tuple[str, float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -70,6 +74,11 @@ class Progress:
     def unrecovered(self) -> list[str]:
         """Blows after which nothing was heard of the service."""
         return [f"{service} after {blow}" for service, waits in self._waiting.items() for blow, _, _ in waits]
+
+    @property
+    def repeated_steps(self) -> int:
+        """Steps that were told more than once, each time counted."""
+        return self.told.total() - len(self.told)
 
     def open_groups(self) -> list[str]:
         """Groups that were asked for and have no end."""
@@ -94,11 +103,13 @@ class Progress:
         service = _OUTPUTS[record.topic]
         replicas = self.replicas.get(service, 1)
         name = service if replicas == 1 else f"{service}-{record.partition % replicas}"
+        now_s = time.time()
+        written_s = record.time_s if abs(record.time_s - now_s) < _TRUSTED_S else now_s
         for wait in list(self._waiting[name]):
             blow, at_s, since_s = wait
-            if record.time_s > since_s:
+            if written_s > since_s:
                 self._waiting[name].remove(wait)
-                self.recoveries.append(Recovery(blow, service, record.time_s - at_s))
+                self.recoveries.append(Recovery(blow, service, written_s - at_s))
         if record.topic in ("prompts", "groups", "batches", "steps"):
             self._count(record)
 
@@ -119,11 +130,10 @@ class Progress:
             case BatchPlanned():
                 self.batches[event.batch] += 1
             case StepCompleted():
+                self.told[event.step] += 1
                 first = self.steps.setdefault(event.step, event)
-                if first is not event:
-                    self.repeated_steps += 1
-                    if (first.batch_ref, self._untimed(first)) != (event.batch_ref, self._untimed(event)):
-                        self.contradictions.append(f"step {event.step} is told twice and differently")
+                if (first.batch_ref, self._untimed(first)) != (event.batch_ref, self._untimed(event)):
+                    self.contradictions.append(f"step {event.step} is told twice and differently")
             case _:
                 pass
 

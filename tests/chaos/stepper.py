@@ -19,7 +19,7 @@ from schemas import BatchPlanned, RolloutCompleted, StepCompleted, decode
 from streams.blobs import BlobStore
 from streams.faults import reach
 from streams.fetch import RecordFetcher
-from streams.log import Reader
+from streams.reader import Reader
 from streams.record import Output, Record
 from streams.scope import Scope
 from streams.service import run_service
@@ -111,8 +111,8 @@ async def _step(
         sequences=len(records),
         time_s=time.time(),
     )
-    offsets = {0: (record.offset + 1, "")}
-    await writer.write([Output("steps", event, cause=record)], f"{scope.context.run}.learner", "batches", offsets)
+    offsets = {("batches", 0): (record.offset + 1, "")}
+    await writer.write([Output("steps", event, cause=record)], f"{scope.context.run}.learner", offsets)
     reach("learner.announced")
     return State(state.step + 1, record.offset + 1, weights)
 

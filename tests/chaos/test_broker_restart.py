@@ -11,7 +11,8 @@ from streams.broker import BrokerSettings
 from streams.broker.jars import kafka_obstacle
 from streams.broker.kafka import KafkaBroker
 from streams.errors import DeadlineError
-from streams.log import Log, LogSettings, Reader, Writer
+from streams.log import Log, LogSettings, Writer
+from streams.reader import Reader
 
 COMMITS = 600
 

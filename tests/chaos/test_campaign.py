@@ -8,6 +8,7 @@ from streams.broker import BrokerSettings
 from streams.broker.jars import kafka_obstacle
 from tests.chaos.campaign import Campaign
 from tests.chaos.schedule import schedule, sweep
+from tests.chaos.shape import LIGHT
 from tests.chaos.verdict import Verdict
 
 
@@ -28,6 +29,6 @@ def _kafka() -> None:
 @pytest.mark.kafka
 async def test_nothing_is_lost_or_trained_twice_whatever_is_killed(tmp_path: Path) -> None:
     blows = [*sweep(gap_s=0.5), *schedule(seed=4, count=8, gap_s=0.5, broker_every=8)]
-    verdict = await Campaign(tmp_path).run(blows)
+    verdict = await Campaign(tmp_path, LIGHT).run(blows)
     verify(verdict)
     assert verdict.kills >= 5

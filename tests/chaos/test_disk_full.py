@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from learner.checkpoints import Checkpoints
+from learner.distributed import join, leave
+from learner.errors import CheckpointError
+from learner.lifeline import meet
+from learner.manifest import Position
+from learner.retention import Retention
 from streams.blobs import BlobStore
 from tests.chaos.disk import SmallDisk
 
@@ -36,5 +43,37 @@ def test_a_blob_that_does_not_fit_is_not_there_and_can_be_stored_later(
     assert [path.name for path in (disk.path / "blobs").iterdir()] == [Path(kept.uri).name], "nothing half-written"
     disk.free()
     stored = store.put_file("big", source) if from_file else store.put("big", data)
-    assert store.get(stored) == data
-    assert store.get(kept) == b"k" * 1000
+    assert bytes(store.get(stored)) == data
+    assert bytes(store.get(kept)) == b"k" * 1000
+
+
+@pytest.fixture
+def checkpoints(disk: SmallDisk, tmp_path: Path) -> Iterator[Checkpoints]:
+    ranks = join(meet(0, 1, tmp_path / "meeting", 60.0), 60.0)
+    yield Checkpoints(disk.path / "checkpoints", "m", Retention(2), ranks)
+    leave()
+
+
+# torch's own, of one process group for each kind of device.
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_a_checkpoint_that_does_not_fit_is_none_and_the_one_before_stays(
+    disk: SmallDisk, checkpoints: Checkpoints
+) -> None:
+    def save(step: int) -> None:
+        checkpoints.save(Position(step, step, step, step), checkpoints.stage({"w": torch.full((50_000,), float(step))}))
+
+    save(1)
+    disk.fill()
+    with pytest.raises(CheckpointError, match=r"was not written \(0 MiB free there\)"):
+        save(2)
+    found = checkpoints.newest()
+    assert found is not None
+    assert found[0].name == "step-1"
+    disk.free()
+    save(2)
+    path, manifest = checkpoints.newest() or pytest.fail("no checkpoint")
+    filled = torch.zeros(50_000)
+    checkpoints.load(path, manifest, {"w": filled})
+    assert manifest.position == Position(2, 2, 2, 2)
+    assert bool((filled == 2.0).all())
+    assert sorted(each.name for each in (disk.path / "checkpoints").iterdir()) == ["step-1", "step-2"]

@@ -53,6 +53,7 @@ from schemas import (
     RolloutDisposed,
     RolloutScored,
     UndecodableError,
+    decode,
     encode,
     partition_of,
 )
@@ -63,7 +64,8 @@ from streams.context import RunContext
 from streams.deadletters import event_of
 from streams.errors import Poison
 from streams.follow import follow
-from streams.log import Log, LogSettings, Reader, Writer
+from streams.log import Log, LogSettings, Writer
+from streams.reader import Reader
 from streams.record import Output, Record
 from streams.scope import Scope
 from streams.worker import WorkerSpec, run_worker
@@ -164,6 +166,11 @@ class Expected:
             raise AssertionError(f"{record.kind} on {record.topic} is an event after all: {record.value[:200]!r}")
         elif record.kind == "bad_blob":
             self.refused.add(ref)
+        elif record.topic == "prompts":
+            # A request that is believed: nothing comes of it, and its group ends all the same.
+            request = decode(record.value)
+            assert isinstance(request, GroupRequested)
+            self.groups.add(request.group_id)
 
 
 class Watcher:

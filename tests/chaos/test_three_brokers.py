@@ -108,7 +108,7 @@ class Dispose:
     def next_time_s(self) -> float | None:
         return None
 
-    def waiting(self) -> list[str]:
+    def waiting(self, now_s: float) -> list[str]:
         return []
 
 

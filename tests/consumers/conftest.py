@@ -1,5 +1,6 @@
 """Brokers, a tokenizer and rollouts for the tests of the consumers."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def make_rollout() -> MakeRollout:
             logprobs=NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
             engine=EngineInfo(name="test", version="0", model="test"),
             timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=2.0),
-            requested_s=1.0,
+            requested_s=fields.pop("requested_s", time.time()),
             time_s=2.0,
             **(defaults | fields),
         )

@@ -1,6 +1,7 @@
 """The three services together on real brokers, stopped and started in between: every rollout ends exactly once."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import pytest
+from kafka import KafkaAdminClient
 
 from consumers.batches import service as batches
 from consumers.batches.settings import BatchSettings
@@ -24,10 +26,12 @@ from schemas import (
     GroupDropped,
     GroupEvaluated,
     GroupReady,
+    GroupRequested,
     Ref,
     RolloutCompleted,
     RolloutDisposed,
     RolloutScored,
+    Sampling,
     StepCompleted,
     decode,
 )
@@ -36,7 +40,8 @@ from streams.admin import Admin, TopicSpec
 from streams.blobs import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Reader, Writer
+from streams.log import Log, LogSettings, Writer
+from streams.reader import Reader
 from streams.record import Output, Record
 from streams.scope import Scope
 
@@ -65,7 +70,7 @@ async def serving(log: Log, model: Path, directory: Path) -> AsyncIterator[None]
     async with asyncio.TaskGroup() as tasks:
         scopes = [Scope(name, context, log, BlobStore(context.blob_uri), tasks) for name in ("rewards", "groups", "b")]
         tasks.create_task(rewards.main(scopes[0], RewardSettings(model=str(model))))
-        tasks.create_task(groups.main(scopes[1], GroupSettings(min_samples=2, settle_s=0.3)))
+        tasks.create_task(groups.main(scopes[1], GroupSettings(min_samples=2, settle_s=0.3, unheard_s=0.3)))
         tasks.create_task(batches.main(scopes[2], BATCHES))
         yield
         for scope in scopes:
@@ -132,11 +137,12 @@ async def test_every_rollout_ends_once(log: Log, model: Path, tmp_path: Path, ma
             await write("p.5", "4545", verifier="oracle")
             await write("e.0", "4455", purpose="evaluate", evaluation=1)
             await write_junk(log)
+            await writer.write(Output("prompts", requested("p.7", 1.0), key="p.7"))
             await seen.read_until(
                 "the first batch, every group and the dead letter",
                 lambda: (
                     len(seen.of(BatchPlanned)) == 1
-                    and len(seen.of(GroupReady) + seen.of(GroupDropped) + seen.of(GroupEvaluated)) == 7
+                    and len(seen.of(GroupReady) + seen.of(GroupDropped) + seen.of(GroupEvaluated)) == 8
                     and len(seen.of(DeadLetter)) == 1
                 ),
             )
@@ -149,6 +155,7 @@ async def test_every_rollout_ends_once(log: Log, model: Path, tmp_path: Path, ma
                 "the second batch, the straggler's end and the expired group",
                 lambda: len(seen.of(BatchPlanned)) == 2 and sum(1 for _ in seen.ends()) == 30,
             )
+    assert [event.reason for event in seen.of(GroupDropped) if event.group_id == "p.7"] == ["expired"]
     ends = list(seen.ends())
     assert Counter(ref for ref, _ in ends) == dict.fromkeys(seen.rollouts(), 1)
     assert Counter(end for _, end in ends) == {
@@ -165,6 +172,46 @@ async def test_every_rollout_ends_once(log: Log, model: Path, tmp_path: Path, ma
         for event, record in seen.records[topic]:
             if isinstance(event, RolloutScored):
                 assert record.partition == event.rollout.partition
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("broker", ["kafka"], indirect=True)
+async def test_nothing_is_planned_twice_when_the_broker_forgets_what_was_committed(
+    log: Log, model: Path, tmp_path: Path, make_rollout: MakeRollout
+) -> None:
+    seen = Everything(log)
+    async with Writer(log) as writer:
+        async with serving(log, model, tmp_path):
+            for name in range(4):
+                await writer.write(Output("prompts", requested(f"p.{name}", 4e9), key=f"p.{name}"))
+                for index, answer in enumerate("4544"):
+                    rollout = make_rollout(f"3+1={answer}", group_id=f"p.{name}", index=index)
+                    await writer.write(Output("rollouts", rollout, key=f"p.{name}"))
+            await seen.read_until(
+                "the first batch and every group",
+                lambda: len(seen.of(BatchPlanned)) == 1 and len(seen.of(GroupReady)) == 4,
+            )
+        admin = KafkaAdminClient(bootstrap_servers=log.settings.bootstrap)
+        admin.delete_groups([f"{log.settings.run}.{stage}" for stage in ("rewards", "groups", "batches")])
+        admin.close()
+        step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
+        await writer.write(Output("steps", step))
+        async with serving(log, model, tmp_path):
+            await seen.read_until(
+                "the second batch and every score again",
+                lambda: len(seen.of(BatchPlanned)) == 2 and len(seen.of(RolloutScored)) == 32,
+            )
+    assert Counter(ref for ref, _ in seen.ends()) == dict.fromkeys(seen.rollouts(), 1)
+    assert {end for _, end in seen.ends()} == {"planned"}
+
+
+def requested(group_id: str, deadline_s: float) -> GroupRequested:
+    """A request for four samples."""
+    return GroupRequested(
+        group_id=group_id, prompt_id=group_id.partition(".")[0], visit=0, sequence=0, task="sums", samples=4,
+        sampling=Sampling(max_tokens=8), verifier="exact_match", reference="4", prompt="3+1=", time_s=time.time(),
+        deadline_s=deadline_s,
+    )  # fmt: skip
 
 
 async def write_junk(log: Log) -> None:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.audit import OLDEST_LISTED, Audit, Ledger
+from deploy.audit import Ledger
 from deploy.commands.audit import moment
 from deploy.tally import Window
+from deploy.verdict import OLDEST_LISTED, Audit
 from schemas import (
     BatchPlanned,
     DeadLetter,
@@ -290,3 +291,30 @@ def test_times_are_ages_unix_seconds_or_dates(text: str, seconds: float) -> None
 def test_a_time_that_is_none_is_refused_in_a_sentence() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="'yesterday' is no time; allowed"):
         moment("yesterday")
+
+
+def late(ref: Ref, rollout_id: str, at: int = 10_000) -> tuple[Ref, bytes]:
+    """The aggregator's word on a rollout of a group that it has forgotten."""
+    event = RolloutDisposed(
+        rollout_id=rollout_id, group_id="g", rollout=ref, disposition="expired", time_s=1.0
+    )  # fmt: skip
+    return Ref("groups", ref.partition, at), encode(event)
+
+
+def test_a_late_word_counts_where_nothing_else_ended_the_rollout(records: Records) -> None:
+    """Also said twice, and of a rollout that was trained on, waits for its step, or has a dead letter."""
+    trained = audited(records).dispositions["trained"]
+    rollouts = [ref for ref, _ in records if ref.topic == "rollouts"]
+    words = [late(ref, "r", 10_000 + n) for n, ref in enumerate([*rollouts, *rollouts])]
+    audit = audited([*records, *words])
+    assert audit.clean
+    assert (audit.dispositions["trained"], audit.dispositions["expired"]) == (trained, 0)
+    unstepped = [record for record in records if record[0].topic != "steps"]
+    audit = audited([*unstepped, *words])
+    assert audit.clean
+    assert (audit.in_flight_waiting["for its step"], audit.dispositions["expired"]) == (trained, 0)
+    alone = [record for record in records if record[0].topic in ("rollouts", "scores")]
+    letter = DeadLetter(source=rollouts[0], stage="rewards", error="e", data=b"", time_s=1.0)
+    audit = audited([*alone, *words, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["expired"] == audit.produced == len(rollouts)

@@ -15,9 +15,11 @@ from kafka import KafkaProducer
 from deploy.command import SUBCOMMANDS, main
 from deploy.commands.demo import DEMO
 from deploy.config import RunConfig, load
+from deploy.runlog import RunLog
 from deploy.session import create_run_topics
 from schemas import TOPICS
 from streams.broker import open_broker
+from streams.record import Record
 
 TIMEOUT_S = 60
 
@@ -129,8 +131,11 @@ def test_the_demo_refuses_a_directory_that_is_not_empty(eachprompt: Command, tmp
 
 def test_a_service_without_its_broker_says_so(eachprompt: Command, tmp_path: Path) -> None:
     done = eachprompt("run", "groups", "-c", str(DEMO), "--dir", str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"eachprompt: the broker of {tmp_path} is not up; start it with `eachprompt up`")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(
+        f"eachprompt: the broker of {tmp_path} is not up, and a service alone does not start it; allowed: `eachprompt "
+    )
 
 
 def test_an_external_broker_that_is_not_there_ends_a_tool(eachprompt: Command, tmp_path: Path) -> None:
@@ -197,6 +202,26 @@ def test_audit_prints_the_audit_alone(told: Told) -> None:
     assert audit["unaccounted"] == audit["trained_twice"] == audit["in_flight"] == 0
     assert audit["produced"] == sum(audit["dispositions"].values())
     assert audit["dispositions"]["trained"] == 48
+    assert told("audit", "--since", "1h") == audit
+    assert told("audit", "--until", "1h")["produced"] == 0
+    assert told("audit", "--since", "1h", "--until", "2h")["produced"] == 0
+
+
+def test_audit_fails_where_a_rollout_is_lost(
+    run_directory: RunConfig, eachprompt: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log without its last rollouts: scores name what is not there."""
+    read = RunLog.read
+
+    def without_last(log: RunLog, topic: str, **window: Any) -> Iterator[Record]:
+        records = list(read(log, topic, **window))
+        return iter(records[:-2] if topic == "rollouts" else records)
+
+    monkeypatch.setattr(RunLog, "read", without_last)
+    done = eachprompt("audit", "--dir", str(run_directory.directory))
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("unaccounted: ") and "is not on the log" in line for line in lines) == 2
 
 
 def test_topics_counts_records(told: Told) -> None:

@@ -24,7 +24,7 @@ def test_environment_and_command_line(tmp_path: Path) -> None:
     assert threads["groups"] == "1"
     rank = by_name["learner-1"]
     assert (rank.env["RANK"], rank.env["WORLD_SIZE"]) == ("1", "2")
-    assert rank.argv[-6:] == ("run", "learner", "--dir", str(tmp_path), "--ordinal", "1")
+    assert rank.argv[-7:] == ("run", "learner", "--dir", str(tmp_path), "--ordinal", "1", "--supervised")
     assert rank.log == tmp_path / "logs" / "learner-1.log"
     assert rank.pid_file == tmp_path / "pids" / "learner-1.pid"
     assert "RANK" not in by_name["groups"].env

@@ -7,8 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from deploy import timeline
 from deploy.audit import Ledger
 from deploy.history import History
+from deploy.hops import hops
+from deploy.snapshot import snapshot
 from deploy.summary import Summary, summarise
 from schemas import Ref, decode, encode
 
@@ -47,6 +50,25 @@ def told_again(records: Records, seed: int) -> Records:
                     event: Any = decode(said)
                     write(old, encode(msgspec.structs.replace(event, time_s=event.time_s + LATER_S)))
     return told
+
+
+def history_of(records: Records) -> History:
+    history = History()
+    for ref, value in records:
+        history.add(decode(value), ref)
+    return history
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_trace_report_and_the_screen_are_as_if_each_step_were_told_once(simulated: Simulate, seed: int) -> None:
+    records: Records = simulated(steps=6, seed=seed).records
+    plain, repeated = history_of(records), history_of(told_again(records, seed))
+    assert hops(repeated) == hops(plain)
+    screens = [snapshot(history, now_s=1e9, steps=6, lag={}) for history in (plain, repeated)]
+    assert screens[0] == screens[1] and screens[0].step == 6
+    for name in ("reward", "staleness"):
+        assert timeline.metric(repeated, name).x.tolist() == timeline.metric(plain, name).x.tolist()
+        assert timeline.metric(repeated, name).y.tolist() == timeline.metric(plain, name).y.tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,7 @@
 """The supervisor on real processes: small ones that crash, linger, or have children of their own."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -111,6 +112,107 @@ async def test_gives_up_and_names_service_code_and_last_line(tmp_path: Path) -> 
     assert caught.value.exit_code == 1
     assert log.read_text().count("the reason") == 3
     assert not any((tmp_path / "pids").iterdir())
+
+
+async def test_what_has_its_cause_outside_is_started_again_for_as_long_as_it_lasts(tmp_path: Path) -> None:
+    """Twice as many quick ends as would be the end of it, then the cause is gone."""
+    notes: list[str] = []
+    gone_file = tmp_path / "there is room again"
+    program = f"""
+    import signal, sys
+    from pathlib import Path
+    print("up", flush=True)
+    if not Path({str(gone_file)!r}).exists():
+        print("No space left on device", flush=True)
+        sys.exit(75)
+    signal.pause()
+    """
+    policy = RestartPolicy(first_s=0.01, max_s=0.02, quick_s=60.0, quick_failures=3)
+    supervisor = Supervisor([unit(tmp_path, "svc", program)], policy, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for six ends", lambda: supervisor.restarts["svc"] >= 6)
+    gone_file.touch()
+    log = tmp_path / "svc.log"
+    await until("for it to stay", lambda: log.read_text().splitlines()[-1] == "up")
+    assert not keeping.done()
+    stopping.set()
+    await keeping
+    said = f"svc ended with exit code 75: No space left on device (see {log}); the cause lies outside (it says so)"
+    assert notes[0] == f"{said}; starting it again in 0.01 s"
+
+
+async def test_a_directory_that_cannot_be_written_is_an_outside_cause(tmp_path: Path) -> None:
+    """Whatever a service makes of a full disk: while it is full, no end of a service ends the run."""
+    notes: list[str] = []
+    # A directory in name only: writing below it fails as on a broken disk.
+    full = tmp_path / "file"
+    full.touch()
+    policy = RestartPolicy(first_s=0.01, max_s=0.02, quick_s=60.0, quick_failures=3)
+    units = [unit(tmp_path, "svc", "raise SystemExit(1)")]
+    supervisor = Supervisor(units, policy, stop_s=5, note=notes.append, storage=[tmp_path / "not there", full])
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for six ends", lambda: supervisor.restarts["svc"] >= 6)
+    stopping.set()
+    await keeping
+    assert f"; the cause lies outside ({full} cannot be written: " in notes[0]
+
+
+async def test_what_cannot_be_started_for_want_of_room_is_tried_again(tmp_path: Path) -> None:
+    """Its log is below a file, so opening it fails with an OSError until the file makes way."""
+    notes: list[str] = []
+    barrier = tmp_path / "logs"
+    barrier.touch()
+    child = ProcessSpec(
+        "svc", (sys.executable, "-c", LINGER), dict(os.environ), barrier / "svc.log", tmp_path / "svc.pid"
+    )
+    supervisor = Supervisor([Unit("svc", (child,))], POLICY, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for four attempts", lambda: supervisor.restarts["svc"] >= 4)
+    barrier.unlink()
+    await until("for it to be up", lambda: (barrier / "svc.log").exists() and (tmp_path / "svc.pid").exists())
+    stopping.set()
+    await keeping
+    assert notes[0].startswith("svc could not be started: ")
+    assert "; the cause lies outside (" in notes[0]
+
+
+READY = """
+import http.server, json, os
+from pathlib import Path
+directory = Path({directory!r})
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+(directory / "svc.json").write_text(json.dumps({{"port": server.server_port, "pid": os.getpid()}}))
+print("up", flush=True)
+server.serve_forever()
+"""
+
+
+async def test_a_service_that_was_ready_for_a_while_is_started_again_at_once(tmp_path: Path) -> None:
+    """Many kills of what does its work do not end a run, and cost no delay."""
+    notes: list[str] = []
+    plain = spec(tmp_path, "svc", READY.format(directory=str(tmp_path)))
+    child = dataclasses.replace(plain, health=tmp_path / "svc.json")
+    policy = RestartPolicy(first_s=60.0, max_s=60.0, quick_s=0.2, quick_failures=2)
+    supervisor = Supervisor([Unit("svc", (child,))], policy, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    for life in range(1, 4):
+        await until(f"for life {life}", said(tmp_path, "svc", life))
+        await asyncio.sleep(1.0)  # a life: the supervisor asks four times a second
+        os.kill(pid_of(tmp_path, "svc"), signal.SIGKILL)
+    await until("for the last life", said(tmp_path, "svc", 4))
+    stopping.set()
+    await keeping
+    assert len(notes) == 3
+    assert all(note.endswith("; starting it again at once") for note in notes)
 
 
 async def test_a_configuration_error_is_not_tried_again(tmp_path: Path) -> None:

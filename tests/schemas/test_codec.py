@@ -90,3 +90,17 @@ def test_junk_is_undecodable_and_nothing_else(data: bytes) -> None:
 def test_hostile_bytes_are_undecodable(data: bytes) -> None:
     with pytest.raises(schemas.UndecodableError):
         schemas.decode(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"RolloutScored/1", b"RolloutScored/1.7", b"X/0.9", b"/", b"X/", b"X/-2", b"X/two", b"\xff/\xff", b"2"],
+)
+def test_a_newer_minor_version_and_a_header_without_sense_are_taken(header: bytes) -> None:
+    schemas.check_schema(header)
+
+
+@pytest.mark.parametrize("header", [b"RolloutScored/2", b"RolloutScored/2.1", b"\xff/10", b"/999999999"])
+def test_a_newer_major_version_is_refused(header: bytes) -> None:
+    with pytest.raises(schemas.UndecodableError, match="newer than 1, which this reader knows: upgrade it"):
+        schemas.check_schema(header)

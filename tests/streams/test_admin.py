@@ -104,6 +104,7 @@ async def test_positions_and_lag(admin: Admin, broker: Broker, prefix: str) -> N
         assert admin.start_offsets([prefix]) == {first: 0, second: 0}
         assert admin.offsets_at([prefix], 1_700_000_003_500) == {first: 0, second: 4}
         assert admin.offsets_at([prefix], 1_800_000_000_000) == {first: 0, second: 10}
+        assert admin.newest_s([prefix]) == {prefix: 1_700_000_009.0}
         assert admin.committed(f"{prefix}.group") == {}
         assert admin.lag(f"{prefix}.group", [prefix]) == {first: 0, second: 10}
         admin.delete_records({second: 2})

@@ -23,6 +23,7 @@ from streams.broker.external import ExternalBroker
 from streams.broker.jars import JARS_VARIABLE, find_jars, jars_directory, java_version, kafka_obstacle, resolve_jars
 from streams.broker.kafka import random_cluster_id, server_properties, write_properties
 from streams.broker.local import LocalBroker
+from streams.broker.opening import EXTERNAL_S
 from streams.broker.ports import free_port, is_free
 from streams.broker.ready import parse_bootstrap, wait_ready
 from streams.child import running_pid
@@ -210,6 +211,20 @@ def test_an_external_cluster_that_is_not_there_is_named_by_the_deadline(tmp_path
     with pytest.raises(BrokerError, match=rf"broker at {address} is not ready after 0.4 s: waiting for a connection"):
         broker.start(0.4)
     assert time.monotonic() - begun < 2
+
+
+def test_a_tool_does_not_wait_long_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a local broker may take to start: nothing is being started there."""
+    assert EXTERNAL_S < 10
+    monkeypatch.setattr("streams.broker.opening.EXTERNAL_S", 0.3)
+    address = f"127.0.0.1:{free_port()}"
+    begun = time.monotonic()
+    with (
+        pytest.raises(BrokerError, match=rf"broker at {address} is not ready after 0\.3 s: .*is the cluster up\?$"),
+        running_broker(BrokerSettings(kind="external", bootstrap_servers=address), tmp_path, 60.0),
+    ):
+        pass
+    assert time.monotonic() - begun < 3
 
 
 def test_an_external_cluster_is_used_and_left_alone(tmp_path: Path, embedded_broker: Broker) -> None:

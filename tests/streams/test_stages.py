@@ -17,7 +17,8 @@ from streams.errors import MissingRecordError, Poison, StreamsError
 from streams.fetch import RecordFetcher
 from streams.fold import FoldSpec, Turn, run_fold
 from streams.follow import follow
-from streams.log import Log, LogSettings, Reader, Writer
+from streams.log import Log, LogSettings, Writer
+from streams.reader import Reader
 from streams.recall import Recall, read_to_end, recalled
 from streams.record import Output, Record
 from streams.replay import read_topic
@@ -205,7 +206,7 @@ class Pairs:
     def next_time_s(self) -> float | None:
         return None
 
-    def waiting(self) -> list[str]:
+    def waiting(self, now_s: float) -> list[str]:
         return [f"waits for the second score of {group}" for group in self.open]
 
 

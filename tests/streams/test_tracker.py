@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.tracker import MAX_SPAN, METADATA_LIMIT_BYTES, OffsetTracker
+from streams.tracker import MAX_LISTED_BYTES, MAX_LISTED_SPAN, MAX_SPAN, METADATA_LIMIT_BYTES, OffsetTracker
 
 
 def test_nothing_begun_commits_the_start() -> None:
@@ -42,6 +42,8 @@ def test_misuse_is_refused() -> None:
         tracker.finish(9)
     with pytest.raises(ValueError, match="'junk' was not written by an offset tracker"):
         OffsetTracker.restore(0, "junk")
+    with pytest.raises(ValueError, match="its last number is cut off"):
+        OffsetTracker.restore(0, "u:gA==")
     with pytest.raises(ValueError, match="negative"):
         OffsetTracker(-1)
 
@@ -68,6 +70,62 @@ def test_the_worst_pattern_at_the_widest_span_fits_the_commit_metadata() -> None
         tracker.finish(offset)
     assert tracker.span == MAX_SPAN
     assert len(tracker.commit()[1]) <= METADATA_LIMIT_BYTES
+
+
+def test_one_unfinished_offset_does_not_hold_a_partition_up() -> None:
+    tracker = OffsetTracker(0)
+    tracker.begin(0)
+    for offset in range(1, 300_000):
+        tracker.begin(offset)
+        tracker.finish(offset)
+    assert not tracker.full
+    low, metadata = tracker.commit()
+    assert (low, len(metadata)) == (0, 10)
+    restored = OffsetTracker.restore(low, metadata)
+    assert not restored.is_finished(0) and restored.is_finished(1) and restored.is_finished(299_999)
+    assert not restored.is_finished(300_000)
+    tracker.begin(MAX_LISTED_SPAN)
+    assert tracker.full, "a restart would read all of it again"
+
+
+def test_a_full_tracker_fits_the_metadata_whatever_finishes_next() -> None:
+    """Wide gaps cost most: it is full long before the metadata is, and what was read ahead still fits."""
+    tracker = OffsetTracker(0)
+    offset = 0
+    while not tracker.full:
+        tracker.begin(offset)
+        offset += 200 if tracker.unfinished % 2 else 1
+    for ahead in range(offset, offset + 1_200):
+        tracker.begin(ahead)
+    tracker.finish(offset + 1_199)
+    lengths = []
+    for done in [open_ for open_ in range(offset) if not tracker.is_finished(open_)]:
+        if done % 7 == 0:
+            tracker.finish(done)
+            lengths.append(len(tracker.commit()[1]))
+    assert MAX_LISTED_BYTES < lengths[0] <= METADATA_LIMIT_BYTES
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_what_the_first_release_wrote_is_read() -> None:
+    """Offsets 1, 3 and 12 above 0, as a bitmap."""
+    restored = OffsetTracker.restore(0, "b:ChA=")
+    assert [offset for offset in range(20) if restored.is_finished(offset)] == [1, 3, 12]
+    assert restored.commit()[0] == 0
+
+
+@given(st.integers(0, 10**6), st.sets(st.integers(0, 3_000)), st.integers(0, 3_000))
+def test_metadata_gives_back_what_was_finished(start: int, unfinished: set[int], top: int) -> None:
+    tracker = OffsetTracker(start)
+    for offset in range(start, start + top + 1):
+        tracker.begin(offset)
+        if offset - start not in unfinished:
+            tracker.finish(offset)
+    low, metadata = tracker.commit()
+    restored = OffsetTracker.restore(low, metadata)
+    for offset in range(low, start + top + 2):
+        assert restored.is_finished(offset) == (offset - start <= top and offset - start not in unfinished)
+    assert restored.commit() == (low, metadata)
 
 
 @given(st.data())

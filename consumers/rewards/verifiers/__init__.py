@@ -4,6 +4,7 @@ A verifier is a module with the constants of `Verifier`, imported when first use
 take seconds and a hundred megabytes that the service itself never pays: those run in the pool's processes.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def is_pooled(name: str) -> bool:
     return name in _POOLED
 
 
+@functools.cache
 def load(name: str) -> Verifier:
     """The verifier's module, imported. VerifierError names what is allowed."""
     if name not in NAMES:

@@ -81,10 +81,12 @@ class Stage:
         self.outputs.extend(turn.outputs)
         return turn
 
-    def crash(self) -> None:
+    def crash(self, *, offsets_lost: bool = False) -> None:
         self.fold = Batcher(self.settings, (1.0, 0.1))
         for offset, output in enumerate(self.outputs):
             self.fold.on_recalled(output.event, record("batches", offset))
+        if offsets_lost:
+            self.finished.clear()
         for offset in range(len(self.log)):
             if offset not in self.finished:
                 self.process(offset)
@@ -111,7 +113,7 @@ def make(**fields: Any) -> Stage:
 def test_a_batch_is_planned_when_its_groups_are_there() -> None:
     stage = make()
     assert stage.deliver(ready(0, tokens=20, invalid=1)) == Turn()
-    assert stage.fold.waiting() == ["batch 0 has 1 of 2 groups"]
+    assert stage.fold.waiting(0.0) == ["batch 0 has 1 of 2 groups"]
     turn = stage.deliver(ready(1, tokens=30, time_s=4.0))
     assert [ref.offset for ref in turn.finished] == [0, 1]
     (output,) = turn.outputs
@@ -142,7 +144,7 @@ def test_plans_no_further_ahead_than_asked() -> None:
     for name in range(4):
         stage.deliver(ready(name))
     assert len(stage.batches) == 2
-    assert stage.fold.waiting() == ["batch 2 waits for the learner to train batch 0"]
+    assert stage.fold.waiting(0.0) == ["batch 2 waits for the learner to train batch 0"]
     stage.train(0)
     stage.train(0)
     assert [batch.batch for batch in stage.batches] == [0, 1, 2]
@@ -171,7 +173,7 @@ def test_a_run_of_n_batches_ends_with_its_last() -> None:
     assert len(stage.batches) == 1
     assert stage.drops == []
     assert stage.finished == {0}
-    assert stage.fold.waiting() == ["all 1 batches are planned; 2 groups are left over"]
+    assert stage.fold.waiting(0.0) == ["all 1 batches are planned; 2 groups are left over"]
 
 
 def test_numbers_go_on_after_a_restart() -> None:
@@ -242,3 +244,20 @@ def test_every_group_ends_once_and_every_batch_keeps_the_bounds(
         assert batch.staleness_max <= max_staleness
     waiting = len(stage.log) - len(stage.finished)
     assert waiting < groups_per_batch or len(stage.batches) - trained == lookahead
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans()), max_size=40), st.integers(0, 3))
+def test_no_group_is_planned_twice_when_the_broker_forgets_what_was_committed(
+    groups: list[tuple[int, bool, bool]], max_staleness: int
+) -> None:
+    stage = make(max_staleness=max_staleness, lookahead=2)
+    for name, (age, trains, forgets) in enumerate(groups):
+        stage.deliver(ready(name, version=max(0, len(stage.steps) - age)))
+        if trains and len(stage.batches) > len(stage.steps):
+            stage.train(len(stage.steps))
+        if forgets:
+            stage.crash(offsets_lost=True)
+    planned = Counter(group for batch in stage.batches for group in batch.groups)
+    assert all(times == 1 for times in planned.values())
+    assert [batch.batch for batch in stage.batches] == list(range(len(stage.batches)))

@@ -52,3 +52,13 @@ def plans(repeats: dict[int, int]) -> list[tuple[int, tuple[str, ...]]]:
 @given(st.dictionaries(st.integers(0, GROUPS // GROUPS_PER_BATCH - 1), st.integers(1, 4)))
 def test_steps_told_again_change_no_plan(repeats: dict[int, int]) -> None:
     assert plans(repeats) == plans({})
+
+
+def test_an_old_step_told_again_holds_no_batch_back() -> None:
+    batcher = Batcher(BatchSettings(groups_per_batch=1, lookahead=1), (1.0, 0.1))
+    planned: list[object] = []
+    for batch in range(3):
+        planned += batcher.on_event(ready(batch), record("groups", batch), 0.0).outputs
+        assert len(planned) == batch + 1
+        for told in (batch, max(0, batch - 1)):
+            assert batcher.on_observed(step(told), record("steps", 0), 0.0).outputs == ()

@@ -1,9 +1,11 @@
 """The aggregator: every rollout ends exactly once, whatever is repeated, late, reordered or crashes."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +17,11 @@ from schemas import (
     GroupDropped,
     GroupEvaluated,
     GroupReady,
+    GroupRequested,
     Ref,
     RolloutDisposed,
     RolloutScored,
+    Sampling,
     StepCompleted,
     encode,
 )
@@ -46,6 +50,24 @@ def score(
     )
 
 
+def request(group_id: str = "p.0", *, requested_s: float = 0.0, **fields: Any) -> GroupRequested:
+    """A request for two samples within 100 s."""
+    defaults: dict[str, Any] = {"samples": 2, "deadline_s": requested_s + 100.0}
+    return GroupRequested(
+        group_id=group_id,
+        prompt_id=group_id.partition(".")[0],
+        visit=0,
+        sequence=0,
+        task="sums",
+        sampling=Sampling(max_tokens=8),
+        verifier="exact_match",
+        reference="4",
+        prompt="3+1=",
+        time_s=requested_s,
+        **(defaults | fields),
+    )
+
+
 def hash_of(group_id: str, index: int, attempt: int) -> int:
     return int.from_bytes(group_id.encode(), "big") % 1000 * 1000 + index * 10 + attempt
 
@@ -55,22 +77,30 @@ class Stage:
     """The runner's contract in memory: a crash keeps outputs and finished inputs and loses everything else."""
 
     settings: GroupSettings
-    log: list[RolloutScored] = field(default_factory=list)
+    log: list[RolloutScored | GroupRequested] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
+    written_s: dict[int, float] = field(default_factory=dict)
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.fold = Aggregator(self.settings)
 
-    def deliver(self, event: RolloutScored) -> Turn:
+    def deliver(self, event: RolloutScored | GroupRequested) -> Turn:
         self.log.append(event)
         return self.process(len(self.log) - 1)
 
     def process(self, offset: int) -> Turn:
         event = self.log[offset]
-        record = Record("scores", 0, offset, event.group_id.encode(), encode(event), {}, self.now_s)
+        topic = "scores" if isinstance(event, RolloutScored) else "prompts"
+        record = Record(
+            topic, 0, offset, event.group_id.encode(), encode(event), {}, self.written_s.get(offset, self.now_s)
+        )
+        self.written_s.setdefault(offset, self.now_s)
         return self.commit(self.fold.on_event(event, record, self.now_s))
+
+    def scores(self) -> set[int]:
+        return {offset for offset, event in enumerate(self.log) if isinstance(event, RolloutScored)}
 
     def commit(self, turn: Turn) -> Turn:
         offsets = [ref.offset for ref in turn.finished]
@@ -86,14 +116,21 @@ class Stage:
         if due_s is not None and due_s <= self.now_s:
             self.commit(self.fold.on_time(self.now_s))
 
-    def crash(self) -> None:
-        self.fold = Aggregator(self.settings)
+    def crash(self, known_since_s: float = -math.inf, *, offsets_lost: bool = False) -> None:
+        """Recalls what it wrote from `known_since_s` on; the requests that are not finished come first."""
+        self.fold = Aggregator(self.settings, known_since_s)
         for offset, output in enumerate(self.outputs):
-            record = Record("groups", 0, offset, None, b"", {}, self.now_s)
-            self.fold.on_recalled(output.event, record)
-        for offset in range(len(self.log)):
-            if offset not in self.finished:
-                self.process(offset)
+            if output.event.time_s >= known_since_s:
+                self.fold.on_recalled(output.event, Record("groups", 0, offset, None, b"", {}, self.now_s))
+        if offsets_lost:  # the runner passes over the requests that are older than what is recalled
+            self.finished = {
+                offset
+                for offset, event in enumerate(self.log)
+                if isinstance(event, GroupRequested) and event.time_s < known_since_s
+            }
+        unfinished = [offset for offset in range(len(self.log)) if offset not in self.finished]
+        for offset in sorted(unfinished, key=lambda offset: isinstance(self.log[offset], RolloutScored)):
+            self.process(offset)
 
     @property
     def events(self) -> list[Event]:
@@ -124,7 +161,7 @@ def test_a_complete_group_closes_at_once_and_finishes_its_scores() -> None:
     assert (output.topic, output.key) == ("groups", "p.0")
     assert [record.offset for record in output.links] == [0, 1]
     assert stage.fold.next_time_s() is None
-    assert stage.fold.waiting() == []
+    assert stage.fold.waiting(0.0) == []
 
 
 def test_the_same_rollout_scored_again_is_finished_without_a_word() -> None:
@@ -169,11 +206,12 @@ def test_a_backlog_past_its_deadline_is_still_collected() -> None:
 def test_says_what_it_waits_for() -> None:
     stage = Stage(GroupSettings(), now_s=3600.0)
     stage.deliver(score("p.0", deadline_s=7200.0))
+    stage.deliver(request("o.0", requested_s=3000.0))
+    stage.pass_time(41.0)
     stage.deliver(score("q.0", deadline_s=5400.0))
-    assert stage.fold.waiting() == [
-        "2 open groups; q.0 has 1 of 2 scores since 01:00:00Z and closes at 01:30:00Z",
+    assert stage.fold.waiting(3641.0) == [
+        "waits for 1 of 2 rollouts of group p.0 since 41 s and for 3559 s more; 2 other groups are open",
     ]
-    assert stage.fold.next_time_s() == 5400.0
 
 
 def test_what_does_not_belong_is_poison() -> None:
@@ -183,6 +221,123 @@ def test_what_does_not_belong_is_poison() -> None:
     step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
     with pytest.raises(Poison, match="StepCompleted is not RolloutScored"):
         stage.fold.on_event(step, Record("scores", 0, 0, None, b"", {}, 0.0), 0.0)
+
+
+def test_a_group_of_which_nothing_comes_ends_as_expired() -> None:
+    stage = Stage(GroupSettings(unheard_s=60.0))
+    assert stage.deliver(request("p.0", requested_s=5.0)) == Turn()
+    assert stage.fold.waiting(46.0) == ["waits for the first of 2 rollouts of group p.0 since 46 s and for 119 s more"]
+    stage.crash()
+    stage.pass_time(164.0)
+    assert stage.events == []
+    stage.pass_time(1.5)
+    (end,) = stage.events
+    assert isinstance(end, GroupDropped)
+    assert (end.group_id, end.prompt_id, end.task, end.reason) == ("p.0", "p", "sums", "expired")
+    assert (end.members, end.requested_s) == ((), 5.0)
+    assert stage.finished == {0}
+    stage.crash()
+    stage.deliver(score(index=0, requested_s=5.0))
+    assert [end for _, end in ends_of(stage.events[1:])] == ["expired"]
+
+
+def test_a_request_is_finished_with_its_group_and_a_second_one_at_once() -> None:
+    stage = Stage(GroupSettings())
+    stage.deliver(score(index=0))
+    assert stage.deliver(request()) == Turn()
+    assert stage.deliver(request()).finished == (Ref("prompts", 0, 2),)
+    turn = stage.deliver(score(index=1, reward=0.0))
+    assert set(turn.finished) == {Ref("scores", 0, 0), Ref("scores", 0, 3), Ref("prompts", 0, 1)}
+    assert stage.deliver(request()).finished == (Ref("prompts", 0, 4),)
+    assert stage.fold.next_time_s() is None
+
+
+def test_the_first_score_gives_an_unheard_group_its_ordinary_deadline() -> None:
+    stage = Stage(GroupSettings(unheard_s=60.0))
+    stage.deliver(request(samples=3, deadline_s=100.0))
+    assert stage.fold.next_time_s() == 160.0
+    stage.deliver(score(index=0, samples=3))
+    assert stage.fold.next_time_s() == 100.0
+    stage.pass_time(100.0)
+    (end,) = stage.events
+    assert isinstance(end, GroupDropped)
+    assert stage.finished == {0, 1}
+
+
+def test_a_held_back_group_is_waited_for_longer_and_ends_as_evaluated() -> None:
+    stage = Stage(GroupSettings(longest_s=1000.0))
+    stage.deliver(request(purpose="evaluate", evaluation=7))
+    stage.pass_time(999.0)
+    assert stage.events == []
+    stage.pass_time(1.0)
+    (end,) = stage.events
+    assert isinstance(end, GroupEvaluated)
+    assert (end.evaluation, end.members, end.pass_rate) == (7, (), None)
+
+
+def test_an_unheard_group_does_not_expire_while_older_scores_are_still_read() -> None:
+    stage = Stage(GroupSettings(unheard_s=10.0, settle_s=5.0), now_s=1000.0)
+    stage.deliver(request(requested_s=0.0))
+    stage.pass_time(9.0)
+    stage.written_s[1] = 50.0  # a backlog: written long before it is read
+    stage.deliver(score("q.0", deadline_s=1e6))
+    stage.pass_time(2.0)
+    assert stage.events == []
+    stage.written_s[2] = stage.written_s[3] = 51.0
+    stage.deliver(score(index=0))
+    stage.deliver(score(index=1, reward=0.0))
+    assert isinstance(stage.events[-1], GroupReady)
+
+
+def test_a_straggler_of_a_forgotten_group_never_opens_it_again() -> None:
+    stage = Stage(GroupSettings(remember_s=60, min_samples=2))
+    for index, reward in enumerate([0.0, 1.0]):
+        stage.deliver(score("p.0", index, reward=reward, requested_s=5.0))
+    stage.pass_time(3600.0)
+    for group, index, requested_s in [("p.0", 0, 5.0), ("p.0", 1, 5.0), ("o.0", 0, 4.0), ("q.0", 0, 3601.0)]:
+        stage.deliver(score(group, index, attempt=1, requested_s=requested_s, deadline_s=1e6))
+    assert [type(event).__name__ for event in stage.events] == ["GroupReady"] + ["RolloutDisposed"] * 3
+    assert [end for _, end in ends_of(stage.events)] == ["ready", "ready", "expired", "expired", "expired"]
+
+
+def test_a_group_older_than_anything_remembered_ends_when_its_request_is_read_again() -> None:
+    stage = Stage(GroupSettings(remember_s=60))
+    stage.deliver(request("o.0", requested_s=1.0))
+    stage.deliver(score("o.0", requested_s=1.0, deadline_s=1e6))
+    stage.pass_time(70.0)
+    stage.crash(known_since_s=10.0)
+    assert [type(event).__name__ for event in stage.events] == ["GroupDropped", "RolloutDisposed"]
+    assert [end for _, end in ends_of(stage.events)] == ["expired"]
+    assert stage.finished == {0, 1}
+
+
+def test_a_known_request_is_waited_for_however_old_it_is() -> None:
+    stage = Stage(GroupSettings(remember_s=60, unheard_s=1e6, longest_s=1e7))
+    stage.deliver(request("o.0", requested_s=1.0))
+    for index in range(2):
+        stage.deliver(score("p.0", index, requested_s=5.0))
+    stage.pass_time(3600.0)
+    for index in range(2):
+        stage.deliver(score("o.0", index, reward=float(index), requested_s=1.0, deadline_s=1e6))
+    assert isinstance(stage.events[-1], GroupReady)
+
+
+@pytest.mark.parametrize("lost", ["memory", "offsets"])
+def test_no_group_is_ready_twice_when_what_was_known_is_lost(lost: str) -> None:
+    """The recall's horizon has passed, or a broker forgot what was committed: everything is delivered again."""
+    stage = Stage(GroupSettings(remember_s=60), now_s=10.0)
+    for group in ("p.0", "p.1", "p.2"):
+        stage.deliver(request(group, requested_s=stage.now_s))
+        for index in range(2):
+            stage.deliver(score(group, index, reward=float(index), requested_s=stage.now_s))
+        stage.pass_time(50.0)
+    assert len(stage.events) == 3
+    again = [event for event in stage.log if isinstance(event, RolloutScored)]
+    stage.crash(known_since_s=stage.now_s - 60, offsets_lost=lost == "offsets")
+    for event in again:
+        stage.deliver(msgspec.structs.replace(event, attempt=1, rollout=event.rollout._replace(partition=1)))
+    ready = Counter(event.group_id for event in stage.events if isinstance(event, GroupReady))
+    assert ready == {"p.0": 1, "p.1": 1, "p.2": 1}
 
 
 DELIVERIES = st.tuples(
@@ -197,6 +352,7 @@ ACTIONS = st.lists(
         DELIVERIES,
         DELIVERIES,
         DELIVERIES,
+        st.tuples(st.just("request"), st.sampled_from(["p.0", "p.1", "q.0"])),
         st.tuples(st.just("time"), st.integers(1, 40)),
         st.tuples(st.just("crash")),
     ),
@@ -213,25 +369,31 @@ def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], 
             case ("deliver", group_id, index, attempt, reward):
                 purpose = "evaluate" if group_id == "q.0" else "train"
                 stage.deliver(score(group_id, index, attempt, reward, samples=3, purpose=purpose))
+            case ("request", group_id):
+                purpose = "evaluate" if group_id == "q.0" else "train"
+                stage.deliver(request(group_id, samples=3, purpose=purpose))
             case ("time", seconds):
                 stage.pass_time(seconds)
             case _:
                 stage.crash()
     stage.pass_time(1000)
+    stage.pass_time(100_000)
 
     assert stage.finished == set(range(len(stage.log)))
     ends = ends_of(stage.events)
-    assert Counter(ref for ref, _ in ends) == dict.fromkeys({event.rollout for event in stage.log}, 1)
+    scored = {event.rollout for event in stage.log if isinstance(event, RolloutScored)}
+    assert Counter(ref for ref, _ in ends) == dict.fromkeys(scored, 1)
     closings = [
         event.group_id for event in stage.events if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)
     ]
     assert len(closings) == len(set(closings))
+    assert set(closings) == {event.group_id for event in stage.log}
     assert_first_scored_attempts_win(stage)
 
 
 def assert_first_scored_attempts_win(stage: Stage) -> None:
     """A group's member is its rollout's first score on the log, with that score's reward; the rest are duplicates."""
-    first = {event.rollout_id: event for event in reversed(stage.log)}
+    first = {event.rollout_id: event for event in reversed(stage.log) if isinstance(event, RolloutScored)}
     for event in stage.events:
         match event:
             case GroupReady() | GroupDropped() | GroupEvaluated():
