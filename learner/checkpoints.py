@@ -1,125 +1,136 @@
 """Atomic checkpoints: model, optimizer, RNG, step and the place on the log, whole or not at all.
 
-    checkpoints/step-12.tmp/ rank-0.safetensors rank-1.safetensors     every rank writes and fsyncs its own shards
+    checkpoints/step-12.tmp/ rank-0.safetensors rank-1.safetensors     every rank writes and fsyncs its own chunks
     checkpoints/step-12/     … manifest.json                          rank 0: digests, fsync, then the rename
 
-A file holds a rank's rows of every tensor, so that nothing is gathered; the manifest says which rows, so that another
-number of ranks can read them. Plain safetensors and JSON: torch.distributed.checkpoint pickles its metadata, and an
-untrusted pickle is a program.
+    staged = checkpoints.stage(trainer.state())     # in the training thread: the step is blocked for this copy alone
+    checkpoints.save(position, staged)              # in a thread of its own, on a process group of its own
+
+This is torch.distributed.checkpoint with a storage of ours (`learner.storage`). `async_save` would do the same two
+halves; its threads, though, keep a failing process alive until a collective with a dead rank has timed out.
 """
 
 import hashlib
-import os
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Any, Final
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from learner.distributed import Ranks
-from learner.errors import CheckpointError
+from learner.errors import CheckpointError, ForeignCheckpointError
+from learner.manifest import (
+    FORMAT,
+    Manifest,
+    Position,
+    ShardFile,
+    TensorForm,
+    check_file,
+    read_manifest,
+    sync,
+    write_manifest,
+)
+from learner.retention import Retention
+from learner.storage import Planner, Reader, Writer
 from streams.faults import reach
 
-MANIFEST: Final = "manifest.json"
-FORMAT: Final = 1
+logger = logging.getLogger(__name__)
+
 _NAME: Final = re.compile(r"step-(\d+)")
 _RNG: Final = "rng"
 
-
-class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where training is: `step` batches done (= weights version), `updates` of the optimizer (it counts them to correct
-    its moments' bias), the next batch number, and the offset on `batches` from which it is to be looked for."""
-
-    step: int = 0
-    updates: int = 0
-    next_batch: int = 0
-    offset: int = 0
-
-
-class ShardFile(msgspec.Struct, frozen=True):
-    """One rank's file: the first row it holds of each tensor (`rows` of them), and its digest."""
-
-    name: str
-    size: int
-    digest: str
-    rows: dict[str, tuple[int, int]]
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """Written last. `shapes`: the whole tensors' shapes; `model` names what they belong to."""
-
-    format: Annotated[int, msgspec.Meta(ge=FORMAT, le=FORMAT)]
-    model: str
-    position: Position
-    shapes: dict[str, tuple[int, ...]]
-    files: tuple[ShardFile, ...]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A rank's part of a tensor sharded by rows: rows `first` to `first + len(local)` of a tensor of `shape`."""
-
-    local: Tensor
-    first: int
-    shape: tuple[int, ...]
+State = Mapping[str, Tensor]
+"""Tensors by name; a DTensor stands for this rank's part of the whole."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in `directory`. Every method is called by all ranks, in the same order.
+    """The checkpoints of one run in `directory`. Every method but `stage` is called by all ranks, in the same order.
 
     A rank that fails makes all fail, with CheckpointError: nobody goes on believing in a checkpoint that is not there.
     """
 
-    def __init__(self, directory: Path, model: str, keep: int, ranks: Ranks) -> None:
+    def __init__(self, directory: Path, model: str, retention: Retention, ranks: Ranks) -> None:
         self._directory = directory
         self._model = model
-        self._keep = keep
+        self._retention = retention
         self._ranks = ranks
+        cuda = ranks.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
 
-    def save(self, position: Position, shards: Mapping[str, Shard]) -> None:
-        """Write `shards` (this rank's; it must not change meanwhile) as `step-N`, and delete what is beyond `keep`.
+    def stage(self, state: State) -> State:
+        """A copy on the CPU, with the state of the random generator. The memory is used again by the next call, which
+        must not come before `save` of this one has returned."""
+        staged: Any = self._stager.stage(dict(state))
+        return {**staged, f"{_RNG}.{self._ranks.rank}": torch.get_rng_state()}
 
-        Blocking; runs beside training in a thread of its own, on a process group of its own.
-        """
+    def save(self, position: Position, staged: State) -> None:
+        """Write `staged` as `step-N`, then delete what the retention does not keep. Blocking."""
         final = self._directory / f"step-{position.step}"
-        partial = final.with_suffix(".tmp")
-        self._all_ranks(lambda: self._clear(partial))
-        written = self._all_ranks(lambda: self._write_shards(partial, shards))
-        reach("checkpoint.shards")
-        files = tuple(msgspec.json.decode(part, type=ShardFile) for part in written)
-        shapes = {name: shard.shape for name, shard in shards.items()}
-        manifest = Manifest(FORMAT, self._model, position, shapes, files)
-        self._all_ranks(lambda: self._complete(partial, final, manifest))
+        writer = Writer(
+            final.with_suffix(".tmp"),
+            self._ranks.rank,
+            self._all_ranks,
+            self._clear,
+            partial(self._complete, final, position),
+        )
+        planner = Planner(self._ranks.rank, self._exchange)
+        # Without its own collectives, which are pickles: planner and writer exchange what is to be exchanged.
+        save(
+            dict(staged),
+            storage_writer=writer,
+            planner=planner,
+            process_group=self._ranks.background,
+            use_collectives=False,
+        )
 
     def newest(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint that is whole (rank 0 verifies every digest), or None.
+        """The newest checkpoint that is whole, or None; each rank checks the digests of its share of the files.
 
-        CheckpointError: there are checkpoints and none of them is whole, or they are of another model.
+        CheckpointError: there are checkpoints and none of them is whole. ForeignCheckpointError: of another model.
         """
-        chosen = self._all_ranks(self._choose)[0]
-        if not chosen:
-            return None
-        # The manifest that rank 0 verified, and not whatever the file holds by now.
-        manifest = msgspec.json.decode(chosen, type=Manifest)
-        return self._directory / f"step-{manifest.position.step}", manifest
+        faults = []
+        for name in self._all_ranks(self._candidates)[0].decode().split():
+            path = self._directory / name
+            said = self._exchange(self._judge(path))
+            verdicts = [msgspec.json.decode(part, type=_Verdict) for part in said]
+            fault = next((verdict.fault for verdict in verdicts if verdict.fault), None)
+            if fault is None:
+                # The manifest that rank 0 verified, and not whatever the file holds by now.
+                manifest = verdicts[0].manifest
+                assert manifest is not None
+                self._own(path, manifest)
+                return path, manifest
+            logger.warning("passes over a damaged checkpoint and looks for the one before it: %s", fault)
+            faults.append(fault)
+        if faults:
+            raise CheckpointError(f"no checkpoint is whole: {'; '.join(faults)}")
+        return None
 
-    def load(self, path: Path, manifest: Manifest, shards: Mapping[str, Shard]) -> None:
-        """Fill `shards` in place from whichever files hold their rows. CheckpointError: names or shapes differ."""
-        self._all_ranks(lambda: _fill(path, manifest, shards))
+    def load(self, path: Path, manifest: Manifest, state: State) -> None:
+        """Fill `state` in place, and this rank's random generator (as rank 0's where it had no predecessor).
 
-    def rng_state(self, path: Path, manifest: Manifest) -> Tensor:
-        """This rank's generator state; rank 0's where it had no predecessor."""
-        rank = self._ranks.rank if self._ranks.rank < len(manifest.files) else 0
-        with safe_open(path / manifest.files[rank].name, framework="pt") as opened:
-            state: Tensor = opened.get_tensor(_RNG)
-        return state
+        CheckpointError: names or shapes differ, or a file cannot be read.
+        """
+        rng = f"{_RNG}.{self._ranks.rank}"
+        if rng not in manifest.tensors:
+            rng = f"{_RNG}.0"
+        generator = torch.empty(manifest.tensors[rng].shape, dtype=torch.uint8)
+        self._all_ranks(lambda: _fill(path, manifest, {**state, rng: generator}))
+        torch.set_rng_state(generator)
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        return self._ranks.exchange(data, self._ranks.background)
 
     def _all_ranks(self, work: Callable[[], bytes]) -> list[bytes]:
         """Run `work` on every rank and exchange what it returns; the first failure, by rank, is everyone's."""
@@ -127,82 +138,65 @@ class Checkpoints:
             outcome = b"+" + work()
         except (OSError, SafetensorError, CheckpointError) as error:
             outcome = b"-" + _sentence(error, self._directory).encode()
-        outcomes = self._ranks.exchange(outcome, self._ranks.background)
+        outcomes = self._exchange(outcome)
         for rank, said in enumerate(outcomes):
             if said.startswith(b"-"):
                 raise CheckpointError(f"rank {rank}: {said[1:].decode()}")
         return [said[1:] for said in outcomes]
 
-    def _clear(self, partial: Path) -> bytes:
+    def _clear(self, unfinished: Path) -> bytes:
         if self._ranks.rank == 0:
-            for unfinished in self._directory.glob("step-*.tmp"):
-                shutil.rmtree(unfinished)
-            partial.mkdir(parents=True)
+            for other in self._directory.glob("step-*.tmp"):
+                shutil.rmtree(other)
+            unfinished.mkdir(parents=True)
         return b""
 
-    def _write_shards(self, partial: Path, shards: Mapping[str, Shard]) -> bytes:
-        path = partial / f"rank-{self._ranks.rank}.safetensors"
-        tensors = {name: shard.local.contiguous() for name, shard in shards.items() if shard.local.numel()}
-        try:
-            save_file({**tensors, _RNG: torch.get_rng_state()}, path)
-            _sync(path)
-        except (OSError, SafetensorError):
-            path.unlink(missing_ok=True)
-            raise
-        rows = {name: (shards[name].first, len(shards[name].local)) for name in tensors}
-        return msgspec.json.encode(ShardFile(path.name, path.stat().st_size, digest_of(path), rows))
-
-    def _complete(self, partial: Path, final: Path, manifest: Manifest) -> bytes:
+    def _complete(
+        self, final: Path, position: Position, written: Path, metadata: Metadata, files: tuple[ShardFile, ...]
+    ) -> bytes:
         if self._ranks.rank == 0:
-            path = partial / MANIFEST
-            path.write_bytes(msgspec.json.encode(manifest))
-            _sync(path)
-            _sync(partial)
+            reach("checkpoint.shards")
+            manifest = Manifest(FORMAT, self._model, position, _forms(metadata), files)
+            write_manifest(written, manifest)
+            sync(written)
             if final.exists():
                 shutil.rmtree(final)
             reach("checkpoint.manifest")
-            partial.rename(final)
+            written.rename(final)
             reach("checkpoint.renamed")
-            _sync(self._directory)
-            for old in _steps(self._directory)[self._keep :]:
-                shutil.rmtree(old)
+            sync(self._directory)
+            steps = {_step(path): path for path in _complete_ones(self._directory)}
+            for step in self._retention.dropped(list(steps)):
+                shutil.rmtree(steps[step])
         return b""
 
-    def _choose(self) -> bytes:
-        if self._ranks.rank != 0:
-            return b""
-        found = _steps(self._directory)
-        faults = []
-        for path in found:
-            try:
-                return msgspec.json.encode(verify(path, self._model))
-            except CheckpointError as error:
-                faults.append(str(error))
-        if faults:
-            raise CheckpointError(f"no checkpoint is whole: {'; '.join(faults)}")
-        return b""
+    def _candidates(self) -> bytes:
+        """Newest first, as rank 0 sees them."""
+        found = _complete_ones(self._directory) if self._ranks.rank == 0 else []
+        return " ".join(path.name for path in found).encode()
+
+    def _judge(self, path: Path) -> bytes:
+        """What this rank says of the checkpoint, after it has checked its share."""
+        manifest = None
+        try:
+            manifest = read_manifest(path)
+            for file in manifest.files[self._ranks.rank :: self._ranks.world]:
+                check_file(path, file)
+        except (CheckpointError, OSError) as error:
+            return msgspec.json.encode(_Verdict(manifest, str(error)))
+        return msgspec.json.encode(_Verdict(manifest, None))
+
+    def _own(self, path: Path, manifest: Manifest) -> None:
+        if manifest.model != self._model:
+            raise ForeignCheckpointError(
+                f"checkpoint {path} is of run and model {manifest.model} and not of {self._model}: point learner.model "
+                "to the model it was trained from, or use a run directory of its own"
+            )
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of one checkpoint. CheckpointError: missing or malformed."""
-    try:
-        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"checkpoint {path} has no readable {MANIFEST}: {error}") from error
-
-
-def verify(path: Path, model: str) -> Manifest:
-    """The manifest, after every file's size and digest were checked. CheckpointError names the first fault."""
-    manifest = read_manifest(path)
-    if manifest.model != model:
-        raise CheckpointError(f"checkpoint {path} is of model {manifest.model} and not of {model}")
-    for file in manifest.files:
-        shard = path / file.name
-        if not shard.is_file() or shard.stat().st_size != file.size:
-            raise CheckpointError(f"checkpoint file {shard} is missing or has not its {file.size} bytes")
-        if digest_of(shard) != file.digest:
-            raise CheckpointError(f"checkpoint file {shard} differs from its digest {file.digest[:16]}…")
-    return manifest
+class _Verdict(msgspec.Struct, frozen=True):
+    manifest: Manifest | None
+    fault: str | None
 
 
 def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
@@ -210,40 +204,44 @@ def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
     return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()
 
 
-def digest_of(path: Path) -> str:
-    """blake2b-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-
-
-def _fill(path: Path, manifest: Manifest, shards: Mapping[str, Shard]) -> bytes:
-    expected = {name: shard.shape for name, shard in shards.items()}
-    if expected != manifest.shapes:
-        differing = sorted(name for name, _ in set(expected.items()) ^ set(manifest.shapes.items()))
+def _fill(path: Path, manifest: Manifest, state: dict[str, Tensor]) -> bytes:
+    ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    theirs = {
+        name: form.shape for name, form in manifest.tensors.items() if name in ours or not name.startswith(f"{_RNG}.")
+    }
+    if ours != theirs:
+        differing = sorted(name for name, _ in set(ours.items()) ^ set(theirs.items()))
         raise CheckpointError(f"checkpoint {path} and the model differ in {len(differing)} tensors, as {differing[0]}")
-    filled = dict.fromkeys(shards, 0)
-    for file in manifest.files:
-        with safe_open(path / file.name, framework="pt") as opened:
-            for name, (first, count) in file.rows.items():
-                shard = shards[name]
-                low = max(first, shard.first)
-                high = min(first + count, shard.first + len(shard.local))
-                if low < high:
-                    rows = opened.get_slice(name)[low - first : high - first]
-                    shard.local[low - shard.first : high - shard.first].copy_(rows)
-                    filled[name] += high - low
-    for name, rows in filled.items():
-        if rows != len(shards[name].local):
-            raise CheckpointError(f"checkpoint {path} holds {rows} of {len(shards[name].local)} rows of {name}")
+    for name, tensor in state.items():
+        if manifest.elements(name) != tensor.numel():
+            raise CheckpointError(f"checkpoint {path} holds {manifest.elements(name)} of {tensor.numel()} of {name}")
+    reader = Reader(path, manifest)
+    planner: Any = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    # What dcp.load does, but for its collectives, which are pickles.
+    planner.set_up_planner(state, reader.read_metadata(), is_coordinator=True)
+    reader.read_data(planner.create_local_plan(), planner).wait()
     return b""
 
 
-def _steps(directory: Path) -> list[Path]:
+def _forms(metadata: Metadata) -> dict[str, TensorForm]:
+    forms = {}
+    for name, stored in metadata.state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata)
+        forms[name] = TensorForm(tuple(stored.size), str(stored.properties.dtype))
+    return forms
+
+
+def _complete_ones(directory: Path) -> list[Path]:
     """Complete checkpoints, newest first; those still being written have another name."""
     if not directory.is_dir():
         return []
-    numbered = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    return sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _sentence(error: Exception, directory: Path) -> str:
@@ -251,11 +249,3 @@ def _sentence(error: Exception, directory: Path) -> str:
         return str(error)
     free = shutil.disk_usage(directory).free if directory.exists() else 0
     return f"checkpoint in {directory} was not written ({free // 2**20} MiB free there): {error}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

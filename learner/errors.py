@@ -15,6 +15,10 @@ class CheckpointError(LearnerError):
     """A checkpoint that cannot be written or read."""
 
 
+class ForeignCheckpointError(CheckpointError):
+    """A checkpoint of another model or run: the user's mistake, which no restart mends."""
+
+
 class RejectedSequenceError(LearnerError):
     """One sequence cannot be trained on; the batch goes on without it."""
 

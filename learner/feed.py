@@ -14,7 +14,8 @@ from schemas import BatchPlanned, PlannedSequence, Ref, Rejected, UndecodableErr
 from streams.deadletters import dead_letter
 from streams.errors import DeadlineError, MissingRecordError
 from streams.fetch import RecordFetcher
-from streams.log import Reader, Writer
+from streams.log import Writer
+from streams.reader import Reader
 from streams.record import Record
 from streams.scope import Scope
 

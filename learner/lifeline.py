@@ -1,80 +1,200 @@
-"""A plain connection from every rank to rank 0, held from the moment they meet: its end is the end of a rank.
+"""How the ranks meet, and how an end is noticed at once: a plain connection from every rank to rank 0.
 
-The heartbeat begins when the model is loaded, and a collective waits for minutes; a rank that is killed while the
-others form their groups or load would be waited for that long. The kernel closes a killed process's connections at
-once.
+    rank 1 ── {"rank": 1} ─▶ rank 0        held from then on; the kernel closes a killed process's connections at once
+    rank 1 ◀─ {"store": 40123} ── rank 0   all are here: they have met, and from now on none goes on without another
+    rank 1 ◀─ {"failed": "…"} ─── rank 0   the deadline has passed, and who did not come
+    rank 1 ◀── {"stopping": 1} ─▶ rank 0   told to stop before the heartbeat, which says so later, has begun
+
+Before they have met, a rank that ends harms nobody: its successor takes its place, and that of rank 0 is waited for.
+Without this a rank killed while groups form or models load would be waited for until a collective's time-out.
 """
 
 import asyncio
+import json
 import socket
-import threading
+import time
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from torch._C._distributed_c10d import Store
+from learner.errors import RankError
+from learner.rendezvous import Place, changes, place_of
 
-_KEY: Final = "lifeline"
-_RANK_BYTES: Final = 4
-_CONNECT_S: Final = 5.0
+
+@dataclass(frozen=True)
+class Meeting:
+    """What the ranks' process groups are made from: rank 0's store at `host`:`port`, which listens on `listening`."""
+
+    rank: int
+    world: int
+    host: str
+    port: int
+    listening: socket.socket | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """A rank's connection has ended; `stopping`: as it had said that it would."""
+
+    rank: int
+    stopping: bool
 
 
 class Lifeline:
-    """Made in the event loop that awaits `lost`; the others may be called from any thread."""
+    """Of one rank, used in one event loop: `meet` first, then await `lost` beside everything else."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ends: asyncio.Queue[int] = asyncio.Queue()
-        self._kept: list[socket.socket] = []
+    def __init__(self, rank: int, world: int, place: Place) -> None:
+        self._rank = rank
+        self._world = world
+        self._place = place
+        self._met = False
+        self._since = time.monotonic()
+        self._arrival = asyncio.Event()
+        self._peers: dict[int, asyncio.StreamWriter] = {}
+        self._ends: asyncio.Queue[End] = asyncio.Queue()
+        self._server: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
 
-    async def lost(self) -> int:
-        """Wait until a connection ends: whose it was; 0 on every rank but rank 0."""
+    async def meet(self, timeout_s: float) -> Meeting:
+        """Wait until all ranks are here. RankError: one is not after `timeout_s`, and which."""
+        self._since = time.monotonic()
+        if self._world == 1:
+            return self._opened()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await (self._receive() if self._rank == 0 else self._come())
+        except TimeoutError as error:
+            sentence = f"learner rank {self._rank} waited {timeout_s:g} s for {self._missing()}"
+            self._tell({"failed": sentence})
+            raise RankError(sentence) from error
+        except OSError as error:
+            raise RankError(f"learner rank {self._rank} cannot be found at {self._place}: {error}") from error
+
+    async def lost(self) -> End:
+        """Wait until a rank ends after all had met; on every rank but rank 0 that is rank 0."""
         return await self._ends.get()
 
-    def serve(self, store: Store, host: str, world: int) -> None:
-        """Rank 0: be there for the others, who learn the port from `store`."""
-        if world > 1:
-            server = socket.create_server((host, 0), backlog=world)
-            self._kept.append(server)
-            store.set(_KEY, str(server.getsockname()[1]))
-            threading.Thread(target=self._accept, args=(server,), name="lifelines", daemon=True).start()
+    def stop(self) -> None:
+        """Tell the others that this rank was told to stop, and that they are to stop too."""
+        self._tell({"stopping": 1})
 
-    def hold(self, store: Store, host: str, rank: int) -> None:
-        """Another rank: hold on to rank 0. OSError: it is not there. RuntimeError: the store does not answer."""
-        address = (host, int(store.get(_KEY)))
-        connection = socket.create_connection(address, timeout=_CONNECT_S)
-        connection.sendall(rank.to_bytes(_RANK_BYTES, "big"))
-        connection.settimeout(None)
-        self._kept.append(connection)
-        threading.Thread(target=self._await_end, args=(connection, 0), name="lifeline", daemon=True).start()
+    def waits(self) -> list[str]:
+        """For `status`."""
+        if self._met or self._world == 1:
+            return []
+        return [f"waits for {self._missing()} since {time.monotonic() - self._since:.0f} s"]
 
-    def release(self) -> None:
-        """Let go of rank 0 again: it is one that had seen this rank before, and will end of that."""
-        kept, self._kept = self._kept, []
-        for connection in kept:
-            # A close alone would leave the other thread in its recv.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+    def close(self) -> None:
+        """Let go of the others."""
+        if self._server is not None:
+            self._server.close()
+        if self._listening is not None:
+            self._listening.cancel()
+        for writer in self._peers.values():
+            writer.close()
 
-    def _accept(self, server: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            self._kept.append(connection)
-            threading.Thread(target=self._await_end, args=(connection, None), name="lifeline", daemon=True).start()
+    def _missing(self) -> str:
+        if self._rank != 0:
+            return f"learner rank 0 to {'say that all are here' if self._peers else f'come to {self._place}'}"
+        absent = [str(rank) for rank in range(1, self._world) if rank not in self._peers]
+        return f"learner rank{'s' * (len(absent) > 1)} {', '.join(absent)} of {self._world} to come"
 
-    def _await_end(self, connection: socket.socket, rank: int | None) -> None:
-        """Nothing is ever said on it but the rank at its beginning."""
+    async def _receive(self) -> Meeting:
+        self._server = await asyncio.start_server(self._welcome, self._place.listen, self._place.port)
+        self._place.tell(self._server.sockets[0].getsockname()[1])
+        while len(self._peers) < self._world - 1:
+            self._arrival.clear()
+            await self._arrival.wait()
+        self._met = True
+        meeting = self._opened()
+        self._tell({"store": meeting.port})
+        return meeting
+
+    def _opened(self) -> Meeting:
+        listening = socket.create_server((self._place.listen, 0), backlog=4 * self._world)
+        return Meeting(self._rank, self._world, self._place.host, listening.getsockname()[1], listening)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Another rank, as long as it lives."""
+        # The loop's end cancels this, and asyncio's streams complain of a handler that ended so.
+        with suppress(asyncio.CancelledError):
+            await self._hold(reader, writer)
+
+    async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rank = (await _hear(reader)).get("rank")
+        if self._met or not isinstance(rank, int) or rank not in range(1, self._world):
+            # A second life of a rank that was here: it waits until this process, too, has ended of the first's end.
+            writer.close()
+            return
+        self._peers[rank] = writer
+        self._arrival.set()
+        stopping = "stopping" in await _hear(reader)
+        writer.close()
+        if self._peers.get(rank) is not writer:
+            return  # its successor has come already
+        if self._met or stopping:
+            self._ends.put_nowait(End(rank, stopping))
+        else:
+            del self._peers[rank]
+
+    async def _come(self) -> Meeting:
+        with changes(self._place) as changed:
+            while True:
+                if (meeting := await self._try()) is not None:
+                    return meeting
+                await changed.next()
+
+    async def _try(self) -> Meeting | None:
+        """Ask rank 0, wherever it is said to be; None: there is none, it has ended, or waits for no one any more."""
+        port = self._place.told()
+        if port is None:
+            return None
         try:
-            if rank is None:
-                said = connection.recv(_RANK_BYTES, socket.MSG_WAITALL)
-                if len(said) < _RANK_BYTES:
-                    return
-                rank = int.from_bytes(said, "big")
-            connection.recv(1)
+            reader, writer = await asyncio.open_connection(self._place.host, port)
         except OSError:
-            pass
-        if rank is not None and connection in self._kept and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ends.put_nowait, rank)
+            return None
+        self._peers[0] = writer
+        self._tell({"rank": self._rank})
+        said = await _hear(reader)
+        if "store" in said:
+            self._met = True
+            self._listening = asyncio.create_task(self._listen(reader), name="lifeline")
+            return Meeting(self._rank, self._world, self._place.host, said["store"])
+        if "failed" in said:
+            raise RankError(said["failed"])
+        del self._peers[0]
+        writer.close()
+        if "stopping" in said:
+            self._ends.put_nowait(End(0, stopping=True))
+        return None
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        self._ends.put_nowait(End(0, "stopping" in await _hear(reader)))
+
+    def _tell(self, said: dict[str, Any]) -> None:
+        for writer in self._peers.values():
+            if not writer.is_closing():
+                writer.write(json.dumps(said).encode() + b"\n")
+
+
+def meet(rank: int, world: int, directory: Path, timeout_s: float) -> Meeting:
+    """Meet on this machine without an event loop, and let go of the lifelines again: for ranks that are no service."""
+
+    async def met() -> Meeting:
+        lifeline = Lifeline(rank, world, place_of(directory, 0))
+        try:
+            return await lifeline.meet(timeout_s)
+        finally:
+            lifeline.close()
+
+    return asyncio.run(met())
+
+
+async def _hear(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The next line; nothing where the connection has ended, or what speaks is no rank."""
+    with suppress(OSError, ValueError):
+        said = json.loads(await reader.readline() or b"{}")
+        if isinstance(said, dict):
+            return said
+    return {}

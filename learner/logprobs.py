@@ -1,22 +1,31 @@
-"""Log-probability of the sampled tokens and entropy of the policy, without the whole `[tokens, vocabulary]` matrix.
+"""Log-probability of the sampled tokens and entropy of the policy, without the `[tokens, vocabulary]` matrix.
 
 For hidden states h_t and head weight W, with z = W·h_t / temperature:
 
     logp_t = z_{y_t} − log Σ_v e^{z_v}            ∂logp/∂z_v = 1[v = y_t] − p_v
     H_t    = log Σ_v e^{z_v} − Σ_v p_v z_v        ∂H/∂z_v    = −p_v (log p_v + H_t)
 
-Forward walks over chunks of tokens. Backward computes the logits again (one matrix product more than the dense way: 4
-in place of 3) and walks over chunks of the *vocabulary*, which log Σ e^z from the forward pass makes possible: each
-row of the weight's gradient is then one exact product over all tokens rather than a running sum over chunks. Both hold
-a few matrices of `chunk_tokens × V` elements at a time.
+Both passes walk over tiles of some tokens by a block of the vocabulary, small enough to stay in the processor's cache,
+where a dense computation streams `[T, V]` through memory several times. Forward joins the blocks j of a token by the
+chain rule of entropy: with L_j = log Σ_{v∈j} e^{z_v}, H_j the entropy inside block j and w_j = e^{L_j − L},
+
+    L = log Σ_j e^{L_j}            H = Σ_j w_j (H_j − log w_j)
+
+in which no term is negative, so that nothing cancels where the policy is certain; every L is kept as the largest logit
+and what is above it, so that the size of the logits costs no precision. Backward computes the logits of each
+tile again: four matrix products in place of the dense way's three, which the saved passes over memory pay for.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+
+_TILE: Final = {"cpu": (1024, 2048), "cuda": (4096, 16_384)}
+"""Tokens and vocabulary of a tile: what a CPU's cache holds; on CUDA what keeps its matrix units busy."""
 
 
 def token_logprobs_and_entropy(
@@ -29,18 +38,20 @@ def token_logprobs_and_entropy(
         weight: `[V, H]`, the output head, same dtype and device. Under FSDP call this inside the forward of the module
             that owns the head, where the weight is whole (for a stock `lm_head`: replace its `forward`, not its call).
         targets: int64 `[T]`, the sampled tokens.
-        chunk_tokens: working memory is about `3 × chunk_tokens × V` elements of float32.
+        chunk_tokens: tokens of a tile at most. Working memory is two to three tiles, of 2 million elements at most on a
+            CPU and 64 million on CUDA, and for float32 sums the size of `hidden`'s gradient where it is narrower.
         temperature: the sampling temperature, so that logp is of the distribution that was sampled from.
 
     Returns:
-        (logp `[T]`, entropy `[T]`), float32, or float64 for float64 input. Once differentiable.
+        (logp `[T]`, entropy `[T]`), float32, or float64 for float64 input. Once differentiable; an output that the
+        loss does not read costs nothing in backward.
 
     Raises:
         ValueError: shapes or dtypes do not fit, a target is no token of the vocabulary, `weight` is a DTensor shard, or
             `chunk_tokens` or `temperature` is not positive.
     """
     _check(hidden, weight, targets, chunk_tokens, temperature)
-    logp, entropy = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
+    logp, entropy = _TiledHead.apply(  # type: ignore[no-untyped-call]
         hidden, weight, targets, chunk_tokens, float(temperature)
     )
     return logp, entropy
@@ -66,75 +77,156 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int, t
         raise ValueError(f"targets run from {low} to {high}, allowed is 0 to {weight.shape[0] - 1} (the vocabulary).")
 
 
-class _ChunkedHead(torch.autograd.Function):
+class _TiledHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logp, entropy, log_total = (hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in range(3))
-        for start in range(0, hidden.shape[0], chunk_tokens):
-            rows = slice(start, start + chunk_tokens)
-            logits = _logits(hidden[rows], weight, temperature, dtype)
-            sampled = logits.gather(1, targets[rows, None]).squeeze(1)
-            highest = logits.amax(dim=-1)
-            weights = logits.sub_(highest[:, None]).exp()
-            partition = weights.sum(dim=-1)
-            # A token of probability 0 has z = −∞, and 0·(−∞) would be NaN.
-            mean = torch.linalg.vecdot(weights, logits.clamp_(min=torch.finfo(dtype).min)) / partition
-            # From logits below their maximum, both terms are small where the policy is certain: nothing cancels.
-            entropy[rows] = partition.log() - mean
-            log_total[rows] = highest + partition.log()
-            logp[rows] = (sampled - highest) - partition.log()
-        ctx.save_for_backward(hidden, weight, targets, log_total, entropy)
+        tiles = _Tiles(hidden, weight, chunk_tokens, temperature)
+        sampled, entropy, highest, partition = (hidden.new_zeros(len(hidden), dtype=tiles.dtype) for _ in range(4))
+        for some in tiles.tokens():
+            tops, partitions, means = hidden.new_empty(3, tiles.blocks, len(targets[some]), dtype=tiles.dtype)
+            for index, block in enumerate(tiles.vocabulary()):
+                logits = tiles.logits(some, block)
+                token, inside = _inside(targets[some], block)
+                sampled[some].index_put_((token,), logits[token, inside])
+                _summarised(logits, tiles.beside(logits), tops[index], partitions[index], means[index])
+            highest[some], partition[some], entropy[some] = _joined(tops, partitions.log_(), means)
+        ctx.save_for_backward(hidden, weight, targets, highest, partition, entropy)
         ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
         ctx.set_materialize_grads(False)
-        return logp, entropy
+        return (sampled - highest) - partition, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_logp is None and grad_entropy is None:
             return None, None, None, None, None
-        hidden, weight, targets, log_total, entropy = ctx.saved_tensors
+        hidden, weight, targets, highest, partition, entropy = ctx.saved_tensors
         grad_logp = None if grad_logp is None else grad_logp / ctx.temperature
         grad_entropy = None if grad_entropy is None else grad_entropy / ctx.temperature
-        tokens, vocabulary = hidden.shape[0], weight.shape[0]
-        grad_hidden = torch.zeros_like(hidden, dtype=log_total.dtype) if ctx.needs_input_grad[0] else None
+        tiles = _Tiles(hidden, weight, ctx.chunk_tokens, ctx.temperature)
+        grad_hidden = torch.zeros_like(hidden, dtype=tiles.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        width = max(1, ctx.chunk_tokens * vocabulary // max(tokens, 1))
-        for start in range(0, vocabulary if tokens else 0, width):
-            block = weight[start : start + width]
-            logp = _logits(hidden, block, ctx.temperature, log_total.dtype).sub_(log_total[:, None])
-            slope = _slope(logp, targets - start, entropy, grad_logp, grad_entropy)
-            grad_logits = slope.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden += grad_logits @ block
-            if grad_weight is not None:
-                grad_weight[start : start + width] = grad_logits.t() @ hidden
+        for block in tiles.vocabulary():
+            # Each tile's product is a sum of its own, joined in working precision whatever the weight's: added one by
+            # one to what the likely tokens have made, the many unlikely ones would be rounded away.
+            grad_block = torch.zeros_like(weight[block], dtype=tiles.dtype) if grad_weight is not None else None
+            for some in tiles.tokens():
+                logp = tiles.logits(some, block).sub_(highest[some, None]).sub_(partition[some, None])
+                slope = _slope(
+                    logp, tiles.beside(logp), entropy[some], _part(grad_logp, some), _part(grad_entropy, some)
+                )
+                if grad_logp is not None:
+                    token, inside = _inside(targets[some], block)
+                    slope.index_put_((token, inside), grad_logp[some][token], accumulate=True)
+                narrow = tiles.narrowed(slope)
+                if grad_hidden is not None:
+                    grad_hidden[some].add_(narrow @ weight[block])
+                if grad_block is not None:
+                    grad_block.add_(narrow.t() @ hidden[some])
+            if grad_weight is not None and grad_block is not None:
+                grad_weight[block] = grad_block
         return (None if grad_hidden is None else grad_hidden.to(hidden.dtype)), grad_weight, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    """Logits in working precision, in a tensor of their own; the product itself is in the model's precision."""
-    logits = (hidden @ weight.t()).to(dtype)
-    return logits if temperature == 1.0 else logits.div_(temperature)
+class _Tiles:
+    """The tiles of a `[T, V]` matrix of logits and the memory that one of them at a time is computed in.
+
+    One allocation for all: tiles that come and go between small tensors that stay leave holes in a CPU's heap.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, chunk_tokens: int, temperature: float) -> None:
+        self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self._hidden, self._weight, self._temperature = hidden, weight, temperature
+        rows, width = _TILE["cpu" if hidden.device.type == "cpu" else "cuda"]
+        self._rows = max(1, min(hidden.shape[0], chunk_tokens, rows))
+        self._width = max(1, min(weight.shape[0], width))
+        self._wide = hidden.new_empty(2, self._rows * self._width, dtype=self.dtype)
+        self._narrow = None if hidden.dtype == self.dtype else hidden.new_empty(self._rows * self._width)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the vocabulary."""
+        return -(-self._weight.shape[0] // self._width)
+
+    def tokens(self) -> Iterator[slice]:
+        """Each tile's tokens."""
+        total = self._hidden.shape[0]
+        return (slice(first, min(first + self._rows, total)) for first in range(0, total, self._rows))
+
+    def vocabulary(self) -> Iterator[slice]:
+        """Each tile's block of the vocabulary."""
+        total = self._weight.shape[0]
+        return (slice(first, min(first + self._width, total)) for first in range(0, total, self._width))
+
+    def logits(self, tokens: slice, block: slice) -> Tensor:
+        """In working precision, in this object's memory; the product itself is in the model's precision."""
+        shape = tokens.stop - tokens.start, block.stop - block.start
+        logits = _view(self._wide[0], shape)
+        product = logits if self._narrow is None else _view(self._narrow, shape)
+        torch.mm(self._hidden[tokens], self._weight[block].t(), out=product)
+        if product is not logits:
+            logits.copy_(product)
+        return logits if self._temperature == 1.0 else logits.div_(self._temperature)
+
+    def beside(self, tile: Tensor) -> Tensor:
+        """A second tile of the same shape."""
+        return _view(self._wide[1], tile.shape)
+
+    def narrowed(self, tile: Tensor) -> Tensor:
+        """The tile in the model's precision."""
+        return tile if self._narrow is None else _view(self._narrow, tile.shape).copy_(tile)
+
+
+def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
+    return memory[: shape[0] * shape[1]].view(shape[0], shape[1])
+
+
+def _inside(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Which of the tokens have their target in the block of the vocabulary, and where in it."""
+    token = ((targets >= block.start) & (targets < block.stop)).nonzero().squeeze(1)
+    return token, targets[token] - block.start
+
+
+def _summarised(logits: Tensor, beside: Tensor, top: Tensor, partition: Tensor, mean: Tensor) -> None:
+    """Into `top`, `partition`, `mean`, `[tokens]` each: m = max_v z_v of the block, Σ_v e^{z_v − m}, mean of z_v − m.
+
+    Overwrites the block's logits.
+    """
+    least = torch.finfo(logits.dtype).min
+    torch.amax(logits, dim=-1, out=top).clamp_(min=least)
+    # A token of probability 0 has z = −∞, and 0·(−∞) would be NaN.
+    logits.sub_(top[:, None]).clamp_(min=least)
+    torch.exp(logits, out=beside)
+    # The largest logit alone contributes 1; a block without any possible token contributes nothing and weighs nothing.
+    torch.sum(beside, dim=-1, out=partition).clamp_(min=1.0)
+    torch.linalg.vecdot(beside, logits, out=mean).div_(partition)
+
+
+def _joined(tops: Tensor, log_partitions: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(max_v z_v, log Σ_v e^{z_v − max}, entropy), `[tokens]` each, from the blocks' own, `[blocks, tokens]` each."""
+    highest = tops.amax(dim=0)
+    relative = (tops - highest) + log_partitions
+    log_partition = torch.logsumexp(relative, dim=0)
+    log_share = (relative - log_partition).clamp_(min=torch.finfo(highest.dtype).min)
+    return highest, log_partition, (log_share.exp() * (log_partitions - means - log_share)).sum(dim=0)
+
+
+def _part(values: Tensor | None, some: slice) -> Tensor | None:
+    return None if values is None else values[some]
 
 
 def _slope(
-    logp: Tensor, targets: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
+    logp: Tensor, beside: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
 ) -> Tensor:
-    """Gradient with respect to z of a block of the vocabulary, `[T, width]`; overwrites `logp` of the block.
+    """Gradient with respect to z of a tile, `[tokens, width]`, but for the sampled tokens' own g_logp.
 
-    g_logp·(1[v = y_t] − p_v) − g_H·p_v·(log p_v + H); `targets` count from the block's first token.
+    −g_logp·p_v − g_H·p_v·(log p_v + H); overwrites `logp` and `beside`.
     """
-    slope = logp.exp()
-    if grad_entropy is not None:
-        factor = logp.clamp_(min=torch.finfo(logp.dtype).min).add_(entropy[:, None]).mul_(-grad_entropy[:, None])
-        slope.mul_(factor if grad_logp is None else factor.sub_(grad_logp[:, None]))
-    elif grad_logp is not None:
-        slope.mul_(-grad_logp[:, None])
-    if grad_logp is not None:
-        inside = ((targets >= 0) & (targets < logp.shape[1])).nonzero().squeeze(1)
-        slope.index_put_((inside, targets[inside]), grad_logp[inside], accumulate=True)
-    return slope
+    if grad_entropy is None:
+        assert grad_logp is not None
+        return logp.exp_().mul_(-grad_logp[:, None])
+    slope = torch.exp(logp, out=beside)
+    factor = logp.clamp_(min=torch.finfo(logp.dtype).min).add_(entropy[:, None]).mul_(-grad_entropy[:, None])
+    return slope.mul_(factor if grad_logp is None else factor.sub_(grad_logp[:, None]))

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from learner.attention import PACKED, borders, register
@@ -132,15 +132,31 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
     return shard(model, mesh, mixed, settings)
 
 
+def build_reference(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -> Policy:
+    """The frozen reference of the KL term: the model of `directory` as it lies there, sharded as the policy is.
+
+    It has neither gradients nor moments, and its parameters are held in the precision that they are computed with.
+    ModelError: see `build_policy`.
+    """
+    mixed = mixed_precision(settings.precision, mesh.device_type)
+    model = load_model(directory, settings)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(mixed.param_dtype or parameter.dtype)
+    return shard(model, mesh, mixed, settings).eval()
+
+
 def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, settings: LearnerSettings) -> Policy:
     """`model` sharded over `mesh` in place, behind the policy's interface."""
     policy = Policy(model, settings.chunk_tokens)
-    if mesh.device_type != "cpu":
+    if mesh.device_type != "cpu" and not settings.offload:
         policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
+    # Pinned memory is CUDA's; where the mesh is on the CPU everything is there already and this changes nothing.
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.offload else OffloadPolicy()
     causal: Any = model
     for layer in causal.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=mixed)
-    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=offload)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed, offload_policy=offload)
     # Recomputation happens in train mode only; without noise the two modes compute the same.
     return policy.train(settings.recompute)
 

@@ -1,5 +1,6 @@
 """From a record of the log to a sequence to train on; whatever does not fit the model is refused here."""
 
+import itertools
 import math
 
 import numpy as np
@@ -40,6 +41,7 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
         advantage=planned.advantage,
         reward=planned.reward,
         staleness=batch - planned.oldest_version,
+        unanimous=planned.unanimous,
     )
 
 
@@ -63,15 +65,19 @@ def _routes(routes: Routes, tokens: int, shape: ModelShape, blobs: BlobStore) ->
             f"the model has {shape.moe_layers} and top-{shape.top_k} of {shape.experts}"
         )
     recorded = _array(routes, blobs).numpy()
-    missing = (recorded == routes.sentinel).all(axis=-1, keepdims=True)
-    ordered = np.sort(recorded, axis=-1)
-    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1, keepdims=True)
-    if ((recorded >= shape.experts) & ~missing).any():
-        raise RejectedSequenceError(f"routes name expert {recorded[~missing[..., 0]].max()} of {shape.experts}")
+    # Slot by slot: comparing eight long rows is ten times as fast as sorting millions of short ones.
+    slots = np.ascontiguousarray(np.moveaxis(recorded, -1, 0))
+    missing = (slots == routes.sentinel).all(axis=0)
+    beyond = (slots >= shape.experts).any(axis=0) & ~missing
+    if beyond.any():
+        raise RejectedSequenceError(f"routes name expert {recorded[beyond].max()} of {shape.experts}")
+    twice = np.zeros_like(missing)
+    for one, other in itertools.combinations(slots, 2):
+        twice |= one == other
     if (twice & ~missing).any():
         raise RejectedSequenceError("routes name one expert twice for one token")
     whole = np.full((tokens, shape.moe_layers, shape.top_k), NATIVE, dtype=np.int16)
-    whole[routes.first_token :] = np.where(missing, np.int16(NATIVE), recorded.astype(np.int16))
+    np.copyto(whole[routes.first_token :], recorded, casting="same_kind", where=~missing[..., np.newaxis])
     return torch.from_numpy(whole)
 
 

@@ -8,10 +8,14 @@ targets          r0 r1    | s0 s1 s2           [R], response tokens only
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from schemas import Unanimous
+
+_UNANIMOUS: Final[dict[Unanimous | None, int]] = {None: 0, "correct": 1, "wrong": -1}
 NATIVE = -1
 """In routes: the layer's own decision, where the engine recorded none."""
 
@@ -22,6 +26,7 @@ class Rollout:
 
     `tokens` int64 `[P + R]`; `logp_rollout` float32 `[R]`, as the engine sampled; `routes` int16 `[P + R, moe_layers,
     top_k]` with -1 for native, or None. `reward` and `staleness` (batches since its oldest weights) are only reported.
+    `unanimous` where the group's rewards have no variance: the advantage is then made of the tokens' entropies.
     """
 
     rollout_id: str
@@ -32,6 +37,7 @@ class Rollout:
     advantage: float
     reward: float
     staleness: int = 0
+    unanimous: Unanimous | None = None
 
     @property
     def response_tokens(self) -> int:
@@ -43,7 +49,8 @@ class Rollout:
 class PackedRow:
     """One micro-batch: `tokens` and `position_ids` int64 `[T]`, the others `[R]`, `routes` `[T, moe_layers, top_k]`.
 
-    `lengths` are the tokens of each sequence in the row, in its order.
+    `lengths` are the tokens of each sequence in the row, in its order. `unanimous` `[S]`: 1 for a sequence of a group
+    that was all correct, -1 all wrong, 0 neither; None where that is all of them.
     """
 
     tokens: Tensor
@@ -56,6 +63,7 @@ class PackedRow:
     routes: Tensor | None
     num_seqs: int
     lengths: tuple[int, ...]
+    unanimous: Tensor | None = None
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""
@@ -93,6 +101,7 @@ def pack(rollouts: Sequence[Rollout]) -> PackedRow:
         routes=_pack_routes(rollouts),
         num_seqs=len(rollouts),
         lengths=tuple(len(rollout.tokens) for rollout in rollouts),
+        unanimous=_pack_unanimous(rollouts),
     )
 
 
@@ -110,6 +119,12 @@ def assign(ranks: Sequence[Sequence[Sequence[int]]], world: int) -> list[list[tu
         return [[tuple(micro) for micro in rank] for rank in ranks]
     micros = [tuple(micro) for rank in ranks for micro in rank]
     return [micros[rank::world] for rank in range(world)]
+
+
+def _pack_unanimous(rollouts: Sequence[Rollout]) -> Tensor | None:
+    if all(rollout.unanimous is None for rollout in rollouts):
+        return None
+    return torch.tensor([_UNANIMOUS[rollout.unanimous] for rollout in rollouts])
 
 
 def _pack_routes(rollouts: Sequence[Rollout]) -> Tensor | None:

@@ -2,12 +2,23 @@
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
-from learner.errors import ModelError
+from learner.errors import ForeignCheckpointError, ModelError
+from learner.lanes import Lane
 from learner.settings import LearnerSettings
 from streams.amx import apply_environment
 from streams.errors import ConfigurationError
 from streams.scope import Scope
+
+if TYPE_CHECKING:
+    from learner.training import Training
+
+
+def _training() -> "type[Training]":
+    from learner.training import Training
+
+    return Training
 
 
 async def main(scope: Scope, settings: LearnerSettings) -> None:
@@ -24,9 +35,11 @@ async def main(scope: Scope, settings: LearnerSettings) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if settings.precision == "bf16":
         await asyncio.to_thread(apply_environment)
-    from learner.training import Training
-
+    # Beside the event loop: a SIGTERM while torch is imported is heard at once.
+    lane = Lane("import")
+    training = await lane.run(_training)
+    lane.close()
     try:
-        await Training(scope, settings).run()
-    except ModelError as error:
+        await training(scope, settings).run()
+    except (ModelError, ForeignCheckpointError) as error:
         raise ConfigurationError(str(error)) from error

@@ -13,6 +13,34 @@ SUPPORTED: Final = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3")
 """`model_type` of the families that the learner trains and that router replay has an adapter for."""
 
 
+class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How published weights travel, and how closely producers are watched."""
+
+    kind: Annotated[
+        Literal["full", "delta"],
+        Meta(description="full: every tensor of every version; delta: what changed since the version before"),
+    ] = "full"
+    anchor_every: Annotated[
+        int, Meta(ge=1, description="with kind delta, every so many published versions one is full")
+    ] = 10
+    wire: Annotated[
+        Literal["bf16", "fp8"], Meta(description="fp8: projections in 128x128 e4m3 blocks with float32 scales")
+    ] = "bf16"
+    canary: Annotated[bool, Meta(description="score a fixed set at each publication and compare producers with it")] = (
+        True
+    )
+    canary_bound: Annotated[
+        float, Meta(gt=0, description="mean |Δ log p| between a producer and the learner that raises an alarm")
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind == "delta" and self.anchor_every == 1:
+            raise ValueError(
+                "learner publish.anchor_every 1 with publish.kind 'delta' would publish anchors alone: use kind "
+                "'full', or at least 2"
+            )
+
+
 class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How one `BatchPlanned` becomes the next weights. Raises ValueError, one sentence, where fields do not fit."""
 
@@ -33,6 +61,16 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         Literal["proximal", "rollout"],
         Meta(description="old policy: the learner's own proximal pass, or the engine's recorded log-probabilities"),
     ] = "proximal"
+    kl_coefficient: Annotated[
+        float,
+        Meta(
+            ge=0, description="weight of the KL term to the frozen initial model; 0: none, and no second model is held"
+        ),
+    ] = 0.0
+    zero_variance_alpha: Annotated[
+        float,
+        Meta(gt=0, description="scale of the entropy-shaped advantages in groups of zero reward variance (RL-ZVP)"),
+    ] = 0.1
     router_replay: Annotated[
         ReplayMode,
         Meta(description="experts used in training: recorded by the engine, by the proximal pass, or routed anew"),
@@ -66,6 +104,10 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         "eager"
     )
     recompute: Annotated[bool, Meta(description="recompute activations in backward to save memory")] = False
+    offload: Annotated[
+        bool,
+        Meta(description="keep master weights, gradients and optimizer state in host memory and update them there"),
+    ] = False
     chunk_tokens: Annotated[
         int, Meta(ge=1, description="tokens whose logits over the vocabulary are held at a time")
     ] = 2048
@@ -77,9 +119,13 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         int, Meta(ge=0, description="steps between native passes that measure what replay changes; 0: never")
     ] = 1
 
+    publish: Annotated[PublishSettings, Meta(description="how published weights travel")] = PublishSettings()
     publish_every: Annotated[int, Meta(ge=1, description="steps between published weights")] = 1
     checkpoint_every: Annotated[int, Meta(ge=1, description="steps between checkpoints")] = 10
     keep_checkpoints: Annotated[int, Meta(ge=1, description="newest checkpoints that are kept")] = 2
+    keep_checkpoints_every: Annotated[
+        int, Meta(ge=0, description="checkpoints whose step this divides are kept for good; 0: none")
+    ] = 0
     max_steps: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="publish, checkpoint and idle after this many steps; default: never"),
@@ -89,6 +135,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     )
 
     ranks: Annotated[int, Meta(ge=1, description="processes that the model is sharded over")] = 2
+    copies: Annotated[
+        int, Meta(ge=1, description="times the model is held; each copy is sharded over ranks / copies neighbours")
+    ] = 1
     threads: Annotated[int, Meta(ge=1, description="CPU threads of torch in each rank")] = 1
     master_port: Annotated[
         int,
@@ -107,6 +156,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             )
         if self.old == "rollout" and self.router_replay == "old":
             raise ValueError("learner router_replay 'old' replays the proximal pass, which old 'rollout' leaves out")
+        if self.ranks % self.copies:
+            raise ValueError(
+                f"learner copies is {self.copies}, which does not divide ranks {self.ranks}: every copy of the model "
+                f"is sharded over the same number of ranks"
+            )
         if self.precision == "fp8" and self.fp8_recipe == "delayed" and self.recompute:
             raise ValueError(
                 "learner fp8_recipe 'delayed' would count the maxima of recomputed layers twice: use fp8_recipe "
@@ -114,6 +168,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             )
         if self.correction == "none" and self.correction_settings:
             raise ValueError(f"learner correction 'none' takes no settings and was given {self.correction_settings}")
+        for field, setting in (("old", "old"), ("correction", "correction"), ("kl_coefficient", "kl")):
+            if setting in self.objective_settings:
+                raise ValueError(f"learner objective_settings holds {setting!r}, which learner {field} sets")
         if self.collective_timeout_s < 3 * self.fetch_timeout_s:
             raise ValueError(
                 f"learner collective_timeout_s {self.collective_timeout_s:g} is not at least three times "

@@ -7,6 +7,7 @@ alone and the gradient is divided afterwards, by the same factor that clips it. 
 micro-batch; ranks with fewer of them take part with fillers.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from learner.checkpoints import Shard
 from learner.distributed import Ranks
 from learner.errors import ModelError
-from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective
+from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective, shaped_advantage
 from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
 from learner.losses.ratios import LOG_RATIO_LIMIT, k3
@@ -32,19 +32,25 @@ from learner.sequences import PackedRow, Rollout, filler, pack
 from learner.settings import LearnerSettings
 from streams.faults import reach
 
+logger = logging.getLogger(__name__)
+
 Metrics = dict[str, Tensor]
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay."""
+    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay.
+
+    `logp_ref` `[R]` is of the frozen reference under the same routes, where there is a KL term.
+    """
 
     row: PackedRow
     logp_old: Tensor
     entropy_old: Tensor | None
     routes: Tensor | None
     metrics: Metrics
+    logp_ref: Tensor | None = None
 
 
 @dataclass
@@ -57,10 +63,23 @@ class StepReport:
 
 
 class Trainer:
-    """The optimizer around a policy. All ranks call `train` with the same `step`, each with its own micro-batches."""
+    """The optimizer around a policy. All ranks call `train` with the same `step`, each with its own micro-batches.
 
-    def __init__(self, policy: Policy, shape: ModelShape, settings: LearnerSettings, ranks: Ranks) -> None:
+    `reference` is the frozen policy that the KL term of `kl_coefficient` holds on to; needed where that is above 0.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        shape: ModelShape,
+        settings: LearnerSettings,
+        ranks: Ranks,
+        reference: Policy | None = None,
+    ) -> None:
+        if (reference is None) == (settings.kl_coefficient > 0):
+            raise ValueError(f"kl_coefficient {settings.kl_coefficient:g} goes with a reference policy, 0 with none")
         self.policy = policy
+        self._reference = reference
         self.updates = 0
         self._shape = shape
         self._settings = settings
@@ -81,7 +100,8 @@ class Trainer:
         (metric `skipped_updates`): all ranks agree, since both are judged on global figures.
         """
         rows = [pack(micro).to(self._ranks.device) for micro in micro_batches if micro]
-        rounds = max(int(said) for said in self._ranks.exchange(str(len(rows)).encode()))
+        counts = [int(said) for said in self._ranks.exchange(str(len(rows)).encode())]
+        rounds = max(counts)
         rows += [filler().to(self._ranks.device) for _ in range(rounds - len(rows))]
         every = self._settings.measure_replay_every
         started = time.perf_counter()
@@ -98,14 +118,16 @@ class Trainer:
         report.metrics |= {
             "learning_rate": rate,
             "skipped_updates": float(skipped),
+            # Rows hold no padding; what is idle is a rank that has run out of them.
+            "packing/filler_share": 1.0 - sum(counts) / max(rounds * len(counts), 1),
             "time/proximal_s": referred - started,
             "time/update_s": time.perf_counter() - referred,
         }
         return report
 
-    def shards(self) -> dict[str, Shard]:
-        """This rank's rows of every parameter and of its two moments; the tensors are the live ones."""
-        shards: dict[str, Shard] = {}
+    def state(self) -> dict[str, Tensor]:
+        """Every parameter and its two moments, for a checkpoint: the live tensors, this rank's part of each."""
+        whole: dict[str, Tensor] = {}
         for name, parameter in self.policy.named_shards():
             state = self._optimizer.state[parameter]
             for moment in _ADAM_MOMENTS:
@@ -113,11 +135,11 @@ class Trainer:
                     state[moment] = torch.zeros_like(parameter)
             state.setdefault("step", torch.tensor(float(self.updates)))
             tensors = {"model": parameter, **{moment: state[moment] for moment in _ADAM_MOMENTS}}
-            shards |= {f"{kind}.{name}": _shard(tensor.detach(), self._ranks) for kind, tensor in tensors.items()}
-        return shards
+            whole |= {f"{kind}.{name}": tensor.detach() for kind, tensor in tensors.items()}
+        return whole
 
     def restored(self, updates: int) -> None:
-        """Say that the tensors of `shards` were filled from a checkpoint made after `updates` optimizer updates."""
+        """Say that the tensors of `state` were filled from a checkpoint made after `updates` optimizer updates."""
         self.updates = updates
         for state in self._optimizer.state.values():
             state["step"].fill_(float(updates))
@@ -144,7 +166,16 @@ class Trainer:
                 self._replay(row, metrics)
             if not (proximal and mode != "rollout"):
                 self._native(row, metrics)
-        return Reference(row, logp_old, entropy_old, routes, metrics)
+        return Reference(row, logp_old, entropy_old, routes, metrics, self._logp_ref(row, routes))
+
+    def _logp_ref(self, row: PackedRow, routes: Tensor | None) -> Tensor | None:
+        if self._reference is None:
+            return None
+        with self._routed(routes, self._reference):
+            logp: Tensor = self._reference(row)[0]
+        # The root keeps its weights whole for a backward pass, which here never comes.
+        self._reference.reshard()  # type: ignore[operator]
+        return logp
 
     def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
         with self._routed(row.routes) as replay:
@@ -153,6 +184,8 @@ class Trainer:
         if replay is not None:
             flips = replay.flips()
             metrics["replay/flip_share"] = torch.stack([flips.flipped.sum(), flips.decisions.sum()]).double()
+            for layer, counts in enumerate(torch.stack([flips.flipped, flips.decisions], 1).double()):
+                metrics[f"replay/flip_share/{layer}"] = counts
             rows = flips.native.sum() + flips.decisions.sum()
             metrics["replay/native_share"] = torch.stack([flips.native.sum(), rows]).double()
         return logp, entropy
@@ -163,11 +196,11 @@ class Trainer:
         return logp, entropy
 
     @contextmanager
-    def _routed(self, routes: Tensor | None) -> Iterator[Replay | None]:
+    def _routed(self, routes: Tensor | None, policy: Policy | None = None) -> Iterator[Replay | None]:
         if routes is None:
             yield None
         else:
-            with replayed(self.policy.model, routes) as replay:
+            with replayed((policy or self.policy).model, routes) as replay:
                 yield replay
 
     def _update(self, references: Sequence[Reference], rate: float) -> tuple[Metrics, bool]:
@@ -179,8 +212,8 @@ class Trainer:
             self.policy.set_requires_gradient_sync(last)  # type: ignore[operator]
             self.policy.set_is_last_backward(last)  # type: ignore[operator]
             with self._routed(reference.routes):
-                logp, _ = self.policy(reference.row)
-            terms = self._objective(self._tokens(reference, logp))
+                logp, entropy = self.policy(reference.row)
+            terms = self._objective(self._tokens(reference, logp, entropy.detach()))
             torch.autograd.backward(terms.numerator.sum())
             denominator += float(terms.denominator.double().sum())
             parts.append(terms.metrics)
@@ -189,8 +222,13 @@ class Trainer:
         said = [msgspec.json.decode(part) for part in self._ranks.exchange(msgspec.json.encode([denominator, square]))]
         # FSDP's reduction is a mean over ranks, and backward ran on sums: this makes it the mean over the batch.
         divisor = sum(part[0] for part in said) / self._ranks.world
-        norm = sum(part[1] or 0.0 for part in said) ** 0.5 / divisor if divisor else 0.0
+        # Each copy of the model has the whole gradient.
+        square = sum(part[1] or 0.0 for part in said) / self._ranks.copies
+        norm = square**0.5 / divisor if divisor else 0.0
         updated = divisor > 0 and norm < float("inf") and all(part[1] is not None for part in said)
+        if not updated and self._ranks.rank == 0:
+            why = f"the gradient's norm is {norm}" if divisor else "none of its tokens can be trained on"
+            logger.warning("a batch leaves the weights as they are: %s", why)
         if updated:
             scale = min(1.0, self._settings.max_grad_norm / (norm + 1e-6)) / divisor
             torch._foreach_mul_(gradients, scale)
@@ -205,17 +243,24 @@ class Trainer:
             parts.append({"grad_norm": torch.tensor([norm, 1.0], dtype=torch.float64)})
         return merge_metrics(parts), updated
 
-    def _tokens(self, reference: Reference, logp: Tensor) -> TokenBatch:
+    def _tokens(self, reference: Reference, logp: Tensor, entropy: Tensor) -> TokenBatch:
         row = reference.row
+        advantage = row.advantage
+        if row.unanimous is not None:
+            # Without a proximal pass the entropies are those of the update itself.
+            known = entropy if reference.entropy_old is None else reference.entropy_old
+            alpha = self._settings.zero_variance_alpha
+            advantage = shaped_advantage(advantage, row.unanimous, known, row.seq, alpha=alpha)
         return TokenBatch(
             logp=logp,
             logp_old=reference.logp_old,
-            advantage=row.advantage,
+            advantage=advantage,
             seq=row.seq,
             num_seqs=row.num_seqs,
             entropy_old=reference.entropy_old,
             logp_rollout=row.logp_rollout,
             vocab_size=self._shape.vocabulary,
+            logp_ref=reference.logp_ref,
         )
 
     def _report(self, metrics: Metrics) -> StepReport:
@@ -236,16 +281,15 @@ def build_objective(settings: LearnerSettings) -> Objective:
         weigher = None
         if settings.correction != "none":
             weigher = correction(settings.correction, **settings.correction_settings)
-        return objective(settings.objective, correction=weigher, old=settings.old, **settings.objective_settings)
+        return objective(
+            settings.objective,
+            correction=weigher,
+            old=settings.old,
+            kl=settings.kl_coefficient,
+            **settings.objective_settings,
+        )
     except (ValueError, TypeError) as error:
         raise ModelError(f"learner objective {settings.objective!r}: {error}") from error
-
-
-def _shard(tensor: Tensor, ranks: Ranks) -> Shard:
-    """Rows as FSDP2 deals them: ⌈n / world⌉ to each rank until there are none left."""
-    assert isinstance(tensor, DTensor)
-    rows = -(-tensor.shape[0] // ranks.world)
-    return Shard(tensor.to_local(), min(ranks.rank * rows, tensor.shape[0]), tuple(tensor.shape))
 
 
 def _mismatch(name: str, logp: Tensor, row: PackedRow) -> Metrics:
@@ -265,6 +309,7 @@ def _batch_metrics(micro_batches: Sequence[Sequence[Rollout]]) -> Metrics:
     return {
         "reward": total(torch.tensor([rollout.reward for rollout in rollouts])),
         "advantage_abs": total(torch.tensor([abs(rollout.advantage) for rollout in rollouts])),
+        "shaped": total(torch.tensor([float(rollout.unanimous is not None) for rollout in rollouts])),
         "staleness": total(staleness),
         "staleness_max": peak(staleness),
         "response_tokens": total(tokens),

@@ -10,28 +10,34 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from learner.agreement import Intent, agreed
-from learner.checkpoints import Checkpoints, Position, Shard, fingerprint
+from learner.canary import CanarySet
+from learner.checkpoints import Checkpoints, State, fingerprint
 from learner.distributed import Ranks, join, leave
 from learner.done import Done, decode_done, read_done
 from learner.errors import RankError
 from learner.feed import Feed, LoadedBatch, Reading
 from learner.lanes import Lane
-from learner.lifeline import Lifeline
-from learner.policy import build_policy, mixed_precision, model_shape, read_config, stored_tensors
+from learner.lifeline import Lifeline, Meeting
+from learner.manifest import Position
+from learner.phases import Phases
+from learner.policy import build_policy, build_reference, mixed_precision, model_shape, read_config, stored_tensors
 from learner.publisher import Publisher
+from learner.rendezvous import place_of
+from learner.retention import Retention
 from learner.settings import LearnerSettings
 from learner.step import StepReport, Trainer, build_objective
+from learner.vigil import Vigil
+from learner.watching import watch_producers
 from learner.weights import gather
-from schemas import Rejected, StepCompleted
+from schemas import Canary, Rejected, StepCompleted
 from streams import names, tracing
 from streams.faults import reach
 from streams.scope import Scope
@@ -39,7 +45,6 @@ from streams.scope import Scope
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_VERDICT_S = 5.0
 
 
 class Training:
@@ -50,9 +55,9 @@ class Training:
         self._settings = settings
         self._rank = scope.context.ordinal
         self._training = Lane("training")
-        self._pulse = Lane("pulse")
         self._background = Lane("background")
-        self._lost = asyncio.Event()
+        self._vigil = Vigil(scope, scope.context.ordinal, settings.heartbeat_s)
+        self._phases = Phases(scope.started_s)
         self._position = Position()
         self._saved_step = 0
         self._published_step = 0
@@ -63,63 +68,86 @@ class Training:
     async def run(self) -> None:
         """See the class. LearnerError, StreamsError: this rank cannot go on."""
         settings, scope = self._settings, self._scope
-        lifeline = Lifeline()
-        scope.spawn(self._mourn(lifeline), "lifeline")
+        self._phases.end("imports")
+        # What the user got wrong is said before the ranks meet, and by each of them.
+        await self._training.run(self._check)
+        self._phases.end("configuration")
+        lifeline = Lifeline(self._rank, settings.ranks, place_of(scope.context.directory, settings.master_port))
+        scope.add_status(lifeline.waits)
         scope.add_status(self._waits)
-        async with scope.wait("for the other ranks and the model", 2 * settings.rendezvous_timeout_s):
-            await self._training.run(partial(self._start, lifeline))
-        scope.spawn(self._beat(), "heartbeat")
-        await self._background.run(self._restore)
+        scope.spawn(self._vigil.mourn(lifeline, asyncio.current_task()), "lifeline")
+        try:
+            meeting = await lifeline.meet(settings.rendezvous_timeout_s)
+            self._phases.end("meeting")
+            await self._live(meeting)
+        except asyncio.CancelledError:
+            # Told to stop while starting: the others wait for this rank, and would do so until their deadline.
+            if scope.stopping.is_set():
+                lifeline.stop()
+            raise
+        finally:
+            for ended in (self._training, self._background, self._vigil, lifeline):
+                ended.close()
+        leave()
+
+    async def _live(self, meeting: Meeting) -> None:
+        settings, scope = self._settings, self._scope
+        async with scope.wait("for the model", settings.rendezvous_timeout_s):
+            await self._training.run(partial(self._start, meeting))
+        self._phases.end("model")
+        scope.spawn(self._vigil.beat(self._ranks), "heartbeat")
+        await self._together(self._background, self._restore)
+        self._phases.end("checkpoint")
         done = await self._done()
         self._published_step = min(self._position.step, done.published)
+        self._canary = CanarySet(self._policy, self._ranks, done.canary_ids())
         reading = Reading(self._rank, settings.ranks, self._shape, settings.fetch_timeout_s, done.rejected)
         self._feed = Feed(scope, reading, self._position.offset, self._position.next_batch)
         scope.spawn(self._feed.fill(), "feed")
         self._publisher: Publisher | None = None
-        try:
-            if self._rank == 0:
-                publisher = Publisher(scope, self._policy.model, self._stored, settings.max_file_bytes)
-                async with publisher:
-                    self._publisher = publisher
-                    await self._serve()
-            else:
+        if self._rank == 0:
+            publisher = Publisher(scope, self._policy.model, self._stored, settings)
+            async with publisher:
+                self._publisher = publisher
+                scope.spawn(watch_producers(scope, publisher, settings.publish), "learner watches producers")
                 await self._serve()
-        finally:
-            for lane in (self._training, self._pulse, self._background):
-                lane.close()
-        leave()
+        else:
+            await self._serve()
 
-    def _start(self, lifeline: Lifeline) -> None:
-        """Blocking: meet the other ranks, load and shard the model."""
+    def _check(self) -> None:
+        """Blocking: refuse a model or setting that cannot work. ModelError."""
+        read_config(Path(self._settings.model))
+        mixed_precision(self._settings.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        build_objective(self._settings)
+
+    def _start(self, meeting: Meeting) -> None:
+        """Blocking: form the groups, load and shard the model."""
         settings, context = self._settings, self._scope.context
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        # What the user got wrong is said before the ranks meet, and by each of them.
-        directory = Path(settings.model)
-        read_config(directory)
-        mixed_precision(settings.precision, "cuda" if torch.cuda.is_available() else "cpu")
-        build_objective(settings)
         torch.set_num_threads(settings.threads)
-        torch.use_deterministic_algorithms(True)
+        if settings.attention == "flex_attention":
+            torch.use_deterministic_algorithms(True)
+        else:
+            # The same without the compiler, whose import takes a second or two of every start.
+            torch.set_deterministic_debug_mode("error")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(context.seed)
-        self._ranks: Ranks = join(
-            self._rank,
-            settings.ranks,
-            context.directory,
-            settings.master_port,
-            settings.rendezvous_timeout_s,
-            settings.collective_timeout_s,
-            lifeline,
-        )
+        self._ranks: Ranks = join(meeting, settings.collective_timeout_s, settings.copies)
+        self._phases.end("groups")
+        directory = Path(settings.model)
         self._stored = stored_tensors(directory)
         self._policy = build_policy(directory, settings, self._ranks.mesh)
         self._shape = model_shape(self._policy.model, settings.max_sequence_tokens)
-        self._trainer = Trainer(self._policy, self._shape, settings, self._ranks)
+        reference = build_reference(directory, settings, self._ranks.mesh) if settings.kl_coefficient else None
+        self._trainer = Trainer(self._policy, self._shape, settings, self._ranks, reference)
         model = f"{context.run}/{fingerprint(self._stored)}"
         self._checkpoints = Checkpoints(
-            context.directory / "checkpoints", model, settings.keep_checkpoints, self._ranks
+            context.directory / "checkpoints",
+            model,
+            Retention(settings.keep_checkpoints, settings.keep_checkpoints_every),
+            self._ranks,
         )
 
     def _restore(self) -> None:
@@ -128,9 +156,8 @@ class Training:
         if found is None:
             return
         path, manifest = found
-        self._checkpoints.load(path, manifest, self._trainer.shards())
+        self._checkpoints.load(path, manifest, self._trainer.state())
         self._trainer.restored(manifest.position.updates)
-        torch.set_rng_state(self._checkpoints.rng_state(path, manifest))
         self._position = manifest.position
         self._saved_step = self._position.step
         logger.info("goes on from %s", path)
@@ -141,7 +168,12 @@ class Training:
         return decode_done((await self._collective(partial(self._ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
+        self._phases.end("log")
+        logger.info("learner rank %d %s", self._rank, self._phases)
         self._scope.ready()
+        if self._settings.publish.kind == "delta" and self._position.step:
+            # What a predecessor published last is not in memory: an anchor, for deltas to be told from.
+            await self._publish()
         limit = self._settings.max_steps
         while limit is None or self._position.step < limit:
             if not await self._advance():
@@ -192,13 +224,14 @@ class Training:
         return [f"trains on batch {batch} since {time.monotonic() - since:.0f} s"]
 
     async def _collective(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in the training thread. Where another rank's end breaks it, the heartbeat says whose it was."""
+        """Run `work` in the training thread. Where another rank's end breaks it, the vigil says whose it was."""
+        return await self._together(self._training, work)
+
+    async def _together(self, lane: Lane, work: Callable[[], _T]) -> _T:
         try:
-            return await self._training.run(work)
+            return await lane.run(work)
         except (RankError, RuntimeError):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_VERDICT_S):
-                    await self._lost.wait()
+            await self._vigil.verdict()
             raise
 
     async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
@@ -212,7 +245,9 @@ class Training:
     async def _announce(
         self, batch: LoadedBatch, rejected: tuple[Rejected, ...], report: StepReport, wall_s: float, waited_s: float
     ) -> None:
-        for name, value in report.metrics.items():
+        planned = {"packing/fill": batch.plan.fill, "packing/imbalance": batch.plan.imbalance}
+        metrics = report.metrics | planned
+        for name, value in metrics.items():
             self._scope.gauge(name, value)
         self._scope.gauge("step", self._position.step)
         self._scope.gauge("idle_share", waited_s / (waited_s + wall_s))
@@ -222,7 +257,7 @@ class Training:
                 batch=batch.plan.batch,
                 batch_ref=batch.record.ref,
                 version=self._position.step,
-                metrics=report.metrics,
+                metrics=metrics,
                 tokens=report.tokens,
                 sequences=report.sequences,
                 rejected=rejected,
@@ -234,33 +269,49 @@ class Training:
 
     async def _publish(self, batch: LoadedBatch | None = None) -> None:
         """Gather now, upload beside what follows; one upload at a time."""
-        whole = await self._collective(partial(gather, self._policy, self._rank))
+        whole, canary = await self._collective(partial(self._gather, batch))
         self._published_step = self._position.step
         if self._publisher is not None:
             await self._published()
             record = None if batch is None else batch.record
-            uploading = self._publisher.weights(whole, self._position.step, record)
+            uploading = self._publisher.weights(whole, self._position.step, record, canary)
             self._publishing = self._scope.spawn(uploading, f"publish v{self._position.step}")
+
+    def _gather(self, batch: LoadedBatch | None) -> tuple[dict[str, Tensor], Canary | None]:
+        """Collective: whole weights on rank 0, and what they say of the canary's sequences."""
+        whole = gather(self._policy, self._rank)
+        if not self._settings.publish.canary:
+            return whole, None
+        return whole, self._canary.score(() if batch is None else batch.micro_batches)
 
     async def _published(self) -> None:
         if self._publishing is not None:
             await self._publishing
 
     async def _save(self) -> None:
-        """Copy now, write beside what follows; weights of the same step are out before it counts as done."""
-        shards = await self._training.run(self._snapshot)
+        """Copy now, write beside what follows."""
+        began = time.monotonic()
         await self._saved()
-        await self._published()
+        staged = await self._training.run(self._stage)
+        self._scope.gauge("checkpoint_blocked_s", time.monotonic() - began)
         self._saved_step = self._position.step
-        work = partial(self._checkpoints.save, self._position, shards)
-        self._saving = self._scope.spawn(self._background.run(work), f"checkpoint {self._position.step}")
+        writing = self._write(self._position, staged, self._publishing)
+        self._saving = self._scope.spawn(writing, f"checkpoint {self._position.step}")
+
+    async def _write(self, position: Position, staged: State, publishing: asyncio.Task[None] | None) -> None:
+        """Weights of the step are out before its checkpoint is there: no life after it would publish them."""
+        if publishing is not None:
+            await publishing
+        began = time.monotonic()
+        await self._together(self._background, partial(self._checkpoints.save, position, staged))
+        self._scope.gauge("checkpoint_write_s", time.monotonic() - began)
 
     async def _saved(self) -> None:
         if self._saving is not None:
             await self._saving
 
-    def _snapshot(self) -> dict[str, Shard]:
-        return {name: replace(shard, local=shard.local.cpu().clone()) for name, shard in self._trainer.shards().items()}
+    def _stage(self) -> State:
+        return self._checkpoints.stage(self._trainer.state())
 
     async def _finish(self) -> None:
         """Nothing trained is left unpublished or unsaved."""
@@ -270,27 +321,3 @@ class Training:
             await self._save()
         await self._published()
         await self._saved()
-
-    async def _mourn(self, lifeline: Lifeline) -> None:
-        """A rank that is gone takes the others with it at once, whatever they are waiting for."""
-        rank = await lifeline.lost()
-        if not self._scope.stopping.is_set():
-            self._lost.set()
-            raise RankError(f"learner rank {rank} is gone: its connection has ended (seen by rank {self._rank})")
-
-    async def _beat(self) -> None:
-        """Signs of life, beside everything else; they also carry one rank's SIGTERM to the others."""
-        scope, settings = self._scope, self._settings
-        while True:
-            try:
-                stopping = await self._pulse.run(partial(self._ranks.beat, scope.stopping.is_set()))
-            except RankError:
-                # On the way out the first rank to leave looks like a dead one; the last agreement has been had.
-                if scope.stopping.is_set():
-                    return
-                # This error ends the service before the training thread's, which it leaves time for.
-                self._lost.set()
-                raise
-            if stopping:
-                scope.stopping.set()
-            await asyncio.sleep(settings.heartbeat_s)

@@ -4,21 +4,16 @@ The format of DeepSeek-V3 (arXiv 2412.19437, section 3.3.2) and of vLLM's block-
 largest magnitude divided by 448, the largest e4m3 number, so that `weight ≈ e4m3 * scale` uses the whole range.
 """
 
-import re
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK: Final = 128
+from streams.weights.blocks import BLOCK, is_projection
+
 E4M3: Final = torch.float8_e4m3fn
 E4M3_MAX: Final = torch.finfo(E4M3).max
-
-SCALE_SUFFIX: Final = "_scale_inv"
-"""What a checkpoint appends to a quantized weight's name for its scales."""
-
-_PROJECTION: Final = re.compile(r"(^|\.)(\w+_proj|gate_up_proj|w[123])(\.weight)?$")
 
 
 def is_quantized(name: str, weight: Tensor) -> bool:
@@ -26,7 +21,7 @@ def is_quantized(name: str, weight: Tensor) -> bool:
 
     Embeddings, output head, norms and the routers stay as they are, as in published FP8 checkpoints.
     """
-    return weight.ndim >= 2 and _PROJECTION.search(name) is not None
+    return is_projection(name, weight.ndim)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

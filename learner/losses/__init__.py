@@ -12,7 +12,7 @@ from learner.losses.batch import LossTerms, TokenBatch
 from learner.losses.corrections import Correction, bypass, correction
 from learner.losses.metrics import merge_metrics, metric_values
 from learner.losses.objectives import OBJECTIVES, Objective, objective
-from learner.losses.shaping import zero_variance_advantage
+from learner.losses.shaping import shaped_advantage, zero_variance_advantage
 from learner.losses.surrogate import PolicyObjective, Surrogate
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "merge_metrics",
     "metric_values",
     "objective",
+    "shaped_advantage",
     "zero_variance_advantage",
 ]

@@ -30,5 +30,19 @@ def zero_variance_advantage(
     if entropy.shape != seq.shape:
         raise ValueError(f"entropy has shape {list(entropy.shape)}, allowed is that of seq, {list(seq.shape)}.")
     constant = entropy.detach()
-    highest = constant.new_full((num_seqs,), -torch.inf).scatter_reduce(0, seq, constant, "amax")
+    # One entropy that is not finite spoils its own token alone.
+    comparable = torch.where(constant.isfinite(), constant, -torch.inf)
+    highest = constant.new_full((num_seqs,), -torch.inf).scatter_reduce(0, seq, comparable, "amax")
     return alpha * torch.where(correct.to(torch.bool)[seq], constant, constant - highest[seq])
+
+
+def shaped_advantage(
+    advantage: Tensor, unanimous: Tensor, entropy: Tensor, seq: Tensor, *, alpha: float = 0.1
+) -> Tensor:
+    """`advantage` `[T]`, in place of which the sequences of unanimous groups have their entropy-shaped one.
+
+    `unanimous` `[S]`: 1 for a sequence of a group that was all correct, -1 all wrong, 0 neither; the others as for
+    `zero_variance_advantage`.
+    """
+    shaped = zero_variance_advantage(entropy, seq, len(unanimous), unanimous > 0, alpha=alpha)
+    return torch.where(unanimous[seq] == 0, advantage, shaped.to(advantage.dtype))

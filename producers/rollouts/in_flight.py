@@ -68,7 +68,7 @@ class InFlight:
 
     @asynccontextmanager
     async def request(
-        self, llm: Any, prompt: list[int], parameters: Any, request_id: str
+        self, llm: Any, prompt: list[int], parameters: Any, request_id: str, priority: int = 0
     ) -> AsyncIterator[tuple[Request, Any]]:
         """One request and its output. `PromptRefused`, or `EngineDied` when engine or deadline fails."""
         from vllm.exceptions import VLLMClientError
@@ -81,7 +81,7 @@ class InFlight:
         finished = False
         try:
             async with asyncio.timeout(self._timeout_s):
-                request = await self._enter(llm, prompt, parameters, request_id)
+                request = await self._enter(llm, prompt, parameters, request_id, priority)
                 output = await request.collector.get()
             finished = True
             yield request, output
@@ -100,7 +100,7 @@ class InFlight:
                     await llm.abort(request.collector.request_id, internal=True)
                 request.collector.close()
 
-    async def _enter(self, llm: Any, prompt: list[int], parameters: Any, request_id: str) -> Request:
+    async def _enter(self, llm: Any, prompt: list[int], parameters: Any, request_id: str, priority: int) -> Request:
         from vllm.inputs.engine import tokens_input
 
         while not self._open.is_set():
@@ -109,7 +109,7 @@ class InFlight:
         self._entering += 1
         try:
             spans, started_s = SpanLog(self.version), time.time()
-            collector = await llm.add_request(request_id, tokens_input(prompt), parameters)
+            collector = await llm.add_request(request_id, tokens_input(prompt), parameters, priority=priority)
             self._requests[request_id] = request = Request(spans, started_s, collector)
             return request
         finally:

@@ -3,6 +3,7 @@
 Mends what vLLM 0.30.0 gets wrong on CPU, and adds the one question to the engine core that weight spans need.
 """
 
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -16,6 +17,7 @@ def register() -> None:
     mask_broken_amx()
     mend_expert_reload()
     count_output_tokens()
+    register_weight_transfer()
 
 
 def mask_broken_amx() -> None:
@@ -69,3 +71,16 @@ def count_output_tokens() -> None:
         return {key: request.num_output_tokens for key, request in self.scheduler.requests.items()}
 
     EngineCore.eachprompt_output_tokens = output_tokens
+
+
+def register_weight_transfer() -> None:
+    """Makes `WeightTransferConfig(backend="eachprompt")` known; a vLLM without that interface goes without."""
+    try:
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    except ImportError:
+        return
+    # The factory refuses a name that it has, and offers no way to ask for it. The class is imported when it is used.
+    with suppress(ValueError):
+        WeightTransferEngineFactory.register_engine(
+            "eachprompt", "producers.rollouts.weight_transfer", "FilesWeightTransferEngine"
+        )

@@ -11,6 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from producers.rollouts.engine import RolloutEngine, WeightUpdate
 from producers.rollouts.errors import EngineDied, EngineError
 from producers.rollouts.generation import Generation
@@ -80,6 +83,10 @@ class RestartingEngine:
             raise
         self._completed += 1
         return generation
+
+    async def score(self, token_ids: Sequence[int], request_id: str, *, priority: int = 0) -> NDArray[np.float32]:
+        """See `RolloutEngine.score`. EngineDied: the next engine is on its way."""
+        return await self._engine.score(token_ids, request_id, priority=priority)
 
     async def update_weights(self, version: int, files: Sequence[WeightFile]) -> WeightUpdate:
         """See `RolloutEngine.update_weights`. EngineDied: `prepare` will be asked to do it again."""

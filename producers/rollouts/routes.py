@@ -50,7 +50,8 @@ def rows(
         raise ValueError(f"recorded routes {list(recorded.shape)} do not hold layers {list(layers)} of top {top_k}")
     if len(recorded) > tokens:
         raise ValueError(f"{len(recorded)} recorded routes are more than the {tokens} tokens")
-    chosen = recorded[:, list(layers), :]
+    every = list(layers) == list(range(len(layers)))
+    chosen = recorded[:, : len(layers), :] if every else recorded[:, list(layers), :]
     if chosen.size and (chosen.min() < 0 or chosen.max() >= experts):
         raise ValueError(f"a recorded route names expert {chosen.max()} of {experts}")
     result[: len(recorded)] = chosen

@@ -81,6 +81,7 @@ async def _serve(
         engine.prepare = weights.bring_up_to_date
         tasks.append(scope.spawn(engine.run(), "producer watches the engine"))
         tasks.append(scope.spawn(weights.run(), "producer applies weights"))
+        tasks.append(scope.spawn(weights.canary.run(), "producer scores the canary"))
         tasks.append(scope.spawn(_report(scope, engine, worker), "producer reports"))
         await run_worker(scope, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker)
     finally:

@@ -84,6 +84,8 @@ class EngineSettings:
             "enable_prefix_caching": False,
             "enable_return_routed_experts": self.return_routes,
             "logprobs_mode": self.logprobs_mode,
+            # First come, first served among equals; the canary's few sequences go first.
+            "scheduling_policy": "priority",
             "seed": self.seed,
             "tensor_parallel_size": self.tensor_parallel,
             "disable_log_stats": True,

@@ -1,6 +1,5 @@
 """Weight files: read, compared with their digests, and with the names and shapes the model needs."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ from torch import Tensor
 
 from producers import fp8
 from producers.rollouts.errors import WeightsRefused
+from streams.digests import digest_of
+from streams.weights.blocks import SCALE_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A local safetensors file; `digest` is the blake2b-256 hex of its bytes, or None where nobody announced one."""
+    """A local safetensors file; `digest` (`streams.digests`) of its bytes, or None where nobody announced one."""
 
     path: Path
     digest: str | None = None
@@ -42,6 +43,7 @@ def load_weights(
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _read(file)
+    coded = {name for name, tensor in tensors.items() if tensor.dtype == fp8.E4M3}
     tensors = _dequantized(tensors, dtype)
     if missing := sorted(expected.keys() - tensors.keys()):
         raise WeightsRefused(f"the weights lack {len(missing)} of {len(expected)} tensors, first {missing[0]!r}")
@@ -53,7 +55,10 @@ def load_weights(
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise WeightsRefused(f"{name!r} holds values that are not finite floating numbers")
     return {
-        name: fp8.rounded(tensor).to(dtype) if round_fp8 and fp8.is_quantized(name, tensor) else tensor.to(dtype)
+        # What came as FP8 is rounded already, by the blocks that it came with.
+        name: fp8.rounded(tensor).to(dtype)
+        if round_fp8 and name not in coded and fp8.is_quantized(name, tensor)
+        else tensor.to(dtype)
         for name, tensor in tensors.items()
     }
 
@@ -65,7 +70,10 @@ def _read(file: WeightFile) -> dict[str, Tensor]:
         raise WeightsRefused(f"weight file {file.path} cannot be read: {error.strerror}") from error
     if file.digest is not None:
         # Over the very bytes that are parsed, so that nothing can change between the check and the use.
-        digest = hashlib.blake2b(data, digest_size=32).hexdigest()
+        try:
+            digest = digest_of(data, like=file.digest)
+        except ValueError as error:
+            raise WeightsRefused(f"weight file {file.path}: {error}") from error
         if digest != file.digest:
             raise WeightsRefused(f"weight file {file.path} has digest {digest}, announced was {file.digest}")
     try:
@@ -77,13 +85,13 @@ def _read(file: WeightFile) -> dict[str, Tensor]:
 def _dequantized(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        scales = tensors.get(name + fp8.SCALE_SUFFIX)
-        if name.endswith(fp8.SCALE_SUFFIX) and name.removesuffix(fp8.SCALE_SUFFIX) in tensors:
+        scales = tensors.get(name + SCALE_SUFFIX)
+        if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in tensors:
             continue
         if tensor.dtype != fp8.E4M3:
             result[name] = tensor
         elif scales is None:
-            raise WeightsRefused(f"{name!r} is FP8 and comes without its scales {name + fp8.SCALE_SUFFIX!r}")
+            raise WeightsRefused(f"{name!r} is FP8 and comes without its scales {name + SCALE_SUFFIX!r}")
         else:
             try:
                 result[name] = fp8.dequantize(tensor, scales, dtype)

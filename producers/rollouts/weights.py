@@ -1,20 +1,21 @@
 """The weight subscriber: fetched and verified while generation goes on, swapped in flight, then reported.
 
 A publication that cannot be read or does not fit is named in the log and left alone; the engine keeps the weights that
-it has, whole, until the next one.
+it has, whole, until the next one. The learner is told of it, and answers a delta that was of no use with an anchor.
 """
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from producers.rollouts.canary import CanaryScorer
 from producers.rollouts.errors import EngineDied, WeightsRefused
 from producers.rollouts.publications import Publications
 from producers.rollouts.restarting import RestartingEngine
 from producers.rollouts.weight_files import WeightFile
+from producers.rollouts.weight_store import WeightStore
 from schemas.events import Event, WeightsApplied, WeightsPublished
 from streams import names, tracing
 from streams.blobs import BlobStore
@@ -24,16 +25,6 @@ from streams.log import Writer
 from streams.record import Output, Record
 
 logger = logging.getLogger(__name__)
-
-
-def fetch(blobs: BlobStore, event: WeightsPublished, directory: Path) -> list[WeightFile]:
-    """The files, verified, below `directory`; blocks. BlobError: one is missing or corrupt. OSError: the store."""
-    files: list[WeightFile] = []
-    for number, file in enumerate(event.files):
-        # The name is another process's word: it never becomes a path outside the directory.
-        path = blobs.fetch_to(file.blob, directory / f"{number}-{Path(file.name).name}")
-        files.append(WeightFile(path, file.blob.digest if file.blob.codec == "none" else None))
-    return files
 
 
 class WeightSubscriber:
@@ -48,11 +39,11 @@ class WeightSubscriber:
         cache: Path,
         in_flight: Callable[[], int],
     ) -> None:
+        self.canary = CanaryScorer(engine, writer)
         self._engine = engine
-        self._blobs = blobs
         self._writer = writer
         self._producer_id = producer_id
-        self._cache = cache
+        self._store = WeightStore(blobs, cache)
         self._in_flight = in_flight
         self._publications = Publications()
         self._published = asyncio.Event()
@@ -61,14 +52,12 @@ class WeightSubscriber:
     def on_event(self, event: Event, record: Record) -> None:
         """A record of the `weights` topic."""
         if isinstance(event, WeightsPublished):
-            if self._publications.offer(event, record):
-                self._published.set()
-            else:
-                logger.warning("passed over weights %d: a %s is not supported yet", event.version, event.kind)
+            self._publications.offer(event, record)
+            self._published.set()
 
     async def start(self) -> None:
         """Before the first prompt: the newest weights there are, or the announcement that none are but version 0."""
-        await asyncio.to_thread(shutil.rmtree, self._cache, ignore_errors=True)
+        await asyncio.to_thread(self._store.clear)
         await self.bring_up_to_date()
         if self._engine.version == 0:
             await self._report(WeightsApplied(producer_id=self._producer_id, version=0, time_s=time.time()))
@@ -99,18 +88,16 @@ class WeightSubscriber:
                     )  # fmt: skip
                     if not isinstance(error, OSError):  # which is this machine's own trouble, not the publication's
                         await self._writer.write(dead_letter(record, "producer", str(error), time.time()))
+                        await self._report(self._refusal(event))
 
     async def _apply(self, event: WeightsPublished, record: Record) -> None:
         with tracing.span(names.SYNC, cause=record, attributes={names.VERSION: event.version}):
             began = time.perf_counter()
-            directory = self._cache / f"v{event.version}"
-            try:
-                files = await asyncio.to_thread(fetch, self._blobs, event, directory)
-                fetch_s = time.perf_counter() - began
-                in_flight = self._in_flight()
-                update = await self._engine.update_weights(event.version, files)
-            finally:
-                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            held = await asyncio.to_thread(self._store.bring, event, self._publications.usable())
+            fetch_s = time.perf_counter() - began
+            in_flight = self._in_flight()
+            files = [WeightFile(file.path, file.digest) for file in held.files]
+            update = await self._engine.update_weights(event.version, files)
             applied = WeightsApplied(
                 producer_id=self._producer_id,
                 version=event.version,
@@ -121,10 +108,16 @@ class WeightSubscriber:
                 in_flight=in_flight,
             )
             await self._report(applied)
+        self.canary.applied(event.canary, applied)
         logger.info(
             "weights %d applied with %d rollouts in flight: fetched in %.0f ms, staged in %.0f ms, paused %.1f ms",
             event.version, in_flight, fetch_s * 1e3, update.prepare_s * 1e3, update.pause_s * 1e3,
         )  # fmt: skip
+
+    def _refusal(self, event: WeightsPublished) -> WeightsApplied:
+        return WeightsApplied(
+            producer_id=self._producer_id, version=self._engine.version, refused=event.version, time_s=time.time()
+        )
 
     async def _report(self, applied: WeightsApplied) -> None:
         await self._writer.write(Output("applied", applied, key=self._producer_id))

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 
 
-def build_model(directory: Path) -> None:
-    """Two MoE layers of four experts, vocabulary of 32, random weights, saved as transformers saves it."""
+def build_model(directory: Path, layers: int = 2) -> None:
+    """Two (or so many) MoE layers of four experts, vocabulary of 32, random weights, saved as transformers saves it."""
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -42,7 +42,7 @@ def build_model(directory: Path) -> None:
             hidden_size=16,
             intermediate_size=32,
             moe_intermediate_size=24,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=8,
@@ -198,23 +198,44 @@ def learner_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture
+def another_model(tmp_path: Path) -> Path:
+    """A model of one layer more."""
+    build_model(tmp_path / "another", layers=3)
+    return tmp_path / "another"
+
+
 @pytest.fixture(scope="session")
 def two_ranks(zygote: Zygote, learner_directory: Path) -> list[dict[str, Any]]:
     """What each of two ranks says of every scenario."""
-    scenarios = "train repeat once resume other_model damage full_disk publish nothing modes"
+    scenarios = "train repeat once resume other_model damage damages full_disk publish nothing modes kl shaped"
     return run_ranks(zygote, 2, learner_directory, scenarios.split())
 
 
 @pytest.fixture(scope="session")
 def one_rank(zygote: Zygote, learner_directory: Path, two_ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """What a single rank says; it also reads the checkpoint that the two left."""
-    return run_ranks(zygote, 1, learner_directory, ["train", "resume", "resume_other", "publish"])[0]
+    return run_ranks(zygote, 1, learner_directory, ["train", "resume", "resume_from_2", "publish"])[0]
 
 
 @pytest.fixture(scope="session")
-def two_ranks_after_one(zygote: Zygote, learner_directory: Path, one_rank: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two ranks that read the checkpoint that the single one left."""
-    return run_ranks(zygote, 2, learner_directory, ["resume_other"])
+def three_ranks(zygote: Zygote, learner_directory: Path) -> list[dict[str, Any]]:
+    """Three ranks, over which the model's tensors are not dealt evenly: one of them holds no expert at all."""
+    return run_ranks(zygote, 3, learner_directory, ["train", "resume"])
+
+
+@pytest.fixture(scope="session")
+def four_ranks(zygote: Zygote, learner_directory: Path, two_ranks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Four ranks that read the checkpoint that two left, and four that hold the model twice."""
+    return run_ranks(zygote, 4, learner_directory, ["resume_from_2", "copies"])
+
+
+@pytest.fixture(scope="session")
+def two_ranks_after_others(
+    zygote: Zygote, learner_directory: Path, one_rank: dict[str, Any], three_ranks: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Two ranks that read the checkpoints that one and three left."""
+    return run_ranks(zygote, 2, learner_directory, ["resume_from_1", "resume_from_3"])
 
 
 @pytest.fixture

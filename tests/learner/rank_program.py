@@ -5,23 +5,33 @@ Each scenario is a function of (ranks, directory) whose result, as JSON, is a li
 
 import hashlib
 import json
+import logging
+import os
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
 
-from learner.checkpoints import Checkpoints, Position
+from learner.checkpoints import Checkpoints
 from learner.distributed import Ranks, join, leave
 from learner.errors import CheckpointError
-from learner.policy import Policy, build_policy, model_shape, stored_tensors
+from learner.lifeline import meet
+from learner.manifest import Position
+from learner.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
+from learner.retention import Retention
 from learner.sequences import Rollout
 from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files
+from schemas import Unanimous
+from tests.learner import loss_ranks
 
 SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
@@ -41,7 +51,8 @@ def trainer_of(ranks: Ranks, directory: Path, **changes: Any) -> Trainer:
         }
     )
     policy = build_policy(directory / "model", settings, ranks.mesh)
-    return Trainer(policy, model_shape(policy.model, None), settings, ranks)
+    reference = build_reference(directory / "model", settings, ranks.mesh) if settings.kl_coefficient else None
+    return Trainer(policy, model_shape(policy.model, None), settings, ranks, reference)
 
 
 def sequences(seed: int) -> list[Rollout]:
@@ -70,11 +81,13 @@ def sequences(seed: int) -> list[Rollout]:
 
 
 def share(ranks: Ranks, seed: int) -> list[list[Rollout]]:
-    """Micro-batches of this rank: rank 0 has three of them and rank 1 one, so that fillers are needed."""
+    """Micro-batches of this rank: rank 0 has most of them and the last one at most one, so that fillers are needed."""
     drawn = sequences(seed)
-    if ranks.world == 1:
-        return [drawn[:3], drawn[3:6], drawn[6:7], drawn[7:]]
-    return [drawn[:3], drawn[3:6], drawn[6:7]] if ranks.rank == 0 else [drawn[7:]]
+    dealt = [drawn[:3], drawn[3:6], drawn[6:7], drawn[7:]]
+    others = min(ranks.world, len(dealt)) - 1
+    if ranks.rank == 0:
+        return dealt[: len(dealt) - others]
+    return [dealt[-ranks.rank]] if ranks.rank <= others else []
 
 
 def weights_of(policy: Policy, rank: int) -> dict[str, torch.Tensor]:
@@ -119,20 +132,27 @@ def once(ranks: Ranks, directory: Path) -> Any:
     """One update, routed natively; this rank's rows of the gradient (a tenth of it is Adam's first moment)."""
     trainer = trainer_of(ranks, directory, router_replay="off", updates_per_batch=1)
     report = trainer.train(share(ranks, 0), 0)
-    moments = {name.removeprefix("exp_avg."): s for name, s in trainer.shards().items() if name.startswith("exp_avg.")}
+    moments: dict[str, Any] = {
+        name.removeprefix("exp_avg."): s for name, s in trainer.state().items() if name.startswith("exp_avg.")
+    }
     return {
         "grad_norm": report.metrics["grad_norm"],
-        "moments": {name: (shard.first, shard.local.tolist()) for name, shard in moments.items()},
+        "moments": {
+            name: (s.__create_chunk_list__()[0].offsets[0], s.to_local().tolist()) for name, s in moments.items()
+        },
     }
 
 
 def resume(ranks: Ranks, directory: Path) -> Any:
     """Two steps, a checkpoint, and the other two in a new trainer that was filled from it."""
-    checkpoints = Checkpoints(directory / f"resume-{ranks.world}", "m", 1, ranks)
+    checkpoints = Checkpoints(directory / f"resume-{ranks.world}", "m", Retention(1), ranks)
     first = trainer_of(ranks, directory)
     for seed in range(2):
         first.train(share(ranks, seed), seed)
-    checkpoints.save(Position(2, first.updates, 2, 17), first.shards())
+    position, staged = Position(2, first.updates, 2, 17), checkpoints.stage(first.state())
+    # The service trains on while the copy is written.
+    first.train(share(ranks, 2), 2)
+    checkpoints.save(position, staged)
     second = trainer_of(ranks, directory)
     position = restore(checkpoints, second)
     for seed in range(2, STEPS):
@@ -140,22 +160,38 @@ def resume(ranks: Ranks, directory: Path) -> Any:
     return {"digest": digest(second.policy, ranks.rank), "position": list(vars_of(position))}
 
 
-def resume_other(ranks: Ranks, directory: Path) -> Any:
-    """What the *other* number of ranks left after two steps, read back by this one: digest of the restored weights."""
-    checkpoints = Checkpoints(directory / f"resume-{3 - ranks.world}", "m", 1, ranks)
+def copies(ranks: Ranks, directory: Path) -> Any:
+    """Half of the steps with the model held twice, a checkpoint of that, and the other half after it was read."""
+    mesh = init_device_mesh("cpu", (2, ranks.world // 2), mesh_dim_names=("copy", "shard"))
+    held = replace(ranks, mesh=mesh)
+    checkpoints = Checkpoints(directory / "copies", "m", Retention(1), held)
+    first = trainer_of(held, directory, copies=2)
+    norms = [first.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2)]
+    checkpoints.save(Position(2, first.updates, 2, 17), checkpoints.stage(first.state()))
+    second = trainer_of(held, directory, copies=2)
+    restore(checkpoints, second)
+    norms += [second.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2, STEPS)]
+    leave_behind(second, held, directory / "copies.safetensors")
+    written = sum(path.stat().st_size for path in (directory / "copies").glob("step-2/*.safetensors"))
+    return {"copies": held.copies, "norms": norms, "written": written}
+
+
+def resume_from(left_by: int, ranks: Ranks, directory: Path) -> Any:
+    """What `left_by` ranks left after two steps, read back by this number of ranks, which does the other two."""
+    checkpoints = Checkpoints(directory / f"resume-{left_by}", "m", Retention(1), ranks)
     trainer = trainer_of(ranks, directory)
-    restore(checkpoints, trainer)
+    position = restore(checkpoints, trainer)
     for seed in range(2, STEPS):
         trainer.train(share(ranks, seed), seed)
-    leave_behind(trainer, ranks, directory / f"resumed-by-{ranks.world}.safetensors")
-    return None
+    leave_behind(trainer, ranks, directory / f"from-{left_by}-by-{ranks.world}.safetensors")
+    return {"position": list(vars_of(position))}
 
 
 def restore(checkpoints: Checkpoints, trainer: Trainer) -> Position:
     found = checkpoints.newest()
     assert found is not None
     path, manifest = found
-    checkpoints.load(path, manifest, trainer.shards())
+    checkpoints.load(path, manifest, trainer.state())
     trainer.restored(manifest.position.updates)
     return manifest.position
 
@@ -167,10 +203,10 @@ def vars_of(position: Position) -> tuple[int, ...]:
 def damage(ranks: Ranks, directory: Path) -> Any:
     """The newest checkpoint loses a byte, one that was never finished lies about: the one before is taken."""
     root = directory / f"damage-{ranks.world}"
-    checkpoints = Checkpoints(root, "m", 2, ranks)
+    checkpoints = Checkpoints(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
     for step in (1, 2, 3):
-        checkpoints.save(Position(step, step, step, step), trainer.shards())
+        checkpoints.save(Position(step, step, step, step), checkpoints.stage(trainer.state()))
     kept = sorted(path.name for path in root.iterdir())
     if ranks.rank == 0:
         path = root / "step-3" / "rank-0.safetensors"
@@ -192,10 +228,52 @@ def damage(ranks: Ranks, directory: Path) -> Any:
     return {"kept": kept, "taken": found[0].name, "complaint": complaint}
 
 
+def damages(ranks: Ranks, directory: Path) -> Any:
+    """Each way in which the newest checkpoint can be spoilt: which one is taken then, and what the log says."""
+    root = directory / f"damages-{ranks.world}"
+    trainer = trainer_of(ranks, directory)
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("learner.checkpoints").addHandler(handler)
+    results = {}
+    for name, spoil in SPOILT.items():
+        checkpoints = Checkpoints(root / name, "m", Retention(2), ranks)
+        for step in (1, 2):
+            checkpoints.save(Position(step, step, step, step), checkpoints.stage(trainer.state()))
+        ranks.exchange(b"saved")
+        if ranks.rank == 0:
+            spoil(root / name / "step-2")
+        ranks.exchange(b"spoilt")
+        said.clear()
+        found = checkpoints.newest()
+        results[name] = (found[0].name if found else None, list(said))
+        # Training goes on from the one before, comes to the same step, and writes it anew.
+        checkpoints.save(Position(2, 2, 2, 2), checkpoints.stage(trainer.state()))
+        again = checkpoints.newest()
+        results[f"{name}, written anew"] = (again[0].name if again else None, [])
+    return results
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+SPOILT: dict[str, Callable[[Path], Any]] = {
+    "bit flip": lambda path: flip(path / "rank-1.safetensors"),
+    "truncation": lambda path: os.truncate(path / "rank-1.safetensors", 1000),
+    "missing file": lambda path: (path / "rank-1.safetensors").unlink(),
+    "bit flip in the manifest": lambda path: flip(path / "manifest.json"),
+    "missing manifest": lambda path: (path / "manifest.json").unlink(),
+}
+
+
 def other_model(ranks: Ranks, directory: Path) -> Any:
     """What reading a checkpoint of another model says."""
     try:
-        Checkpoints(directory / f"resume-{ranks.world}", "another", 1, ranks).newest()
+        Checkpoints(directory / f"resume-{ranks.world}", "another", Retention(1), ranks).newest()
     except CheckpointError as error:
         return str(error)
 
@@ -203,15 +281,15 @@ def other_model(ranks: Ranks, directory: Path) -> Any:
 def full_disk(ranks: Ranks, directory: Path) -> Any:
     """The last rank's file cannot be written: nobody believes in the checkpoint."""
     root = directory / f"full-{ranks.world}"
-    checkpoints = Checkpoints(root, "m", 2, ranks)
+    checkpoints = Checkpoints(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
-    checkpoints.save(Position(1, 1, 1, 1), trainer.shards())
+    checkpoints.save(Position(1, 1, 1, 1), checkpoints.stage(trainer.state()))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if ranks.rank == ranks.world - 1:
         # Writing past this many bytes fails with an OSError, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        checkpoints.save(Position(2, 2, 2, 2), trainer.shards())
+        checkpoints.save(Position(2, 2, 2, 2), checkpoints.stage(trainer.state()))
         complaint = ""
     except CheckpointError as error:
         complaint = str(error)
@@ -250,6 +328,7 @@ def modes(ranks: Ranks, directory: Path) -> Any:
     for name, changes in (
         ("espo", {}),
         ("espo, recomputed", {"recompute": True}),
+        ("espo, offloaded", {"offload": True}),
         ("espo, bf16", {"precision": "bf16"}),
     ):
         trainer = trainer_of(ranks, directory, objective="espo", correction="tis", **changes)
@@ -257,16 +336,62 @@ def modes(ranks: Ranks, directory: Path) -> Any:
     return results
 
 
-SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = {
-    function.__name__: function
-    for function in (train, repeat, once, resume, resume_other, other_model, damage, full_disk, publish, nothing, modes)
-}
+def kl(ranks: Ranks, directory: Path) -> Any:
+    """Two steps that hold on to the model the run began with; the weights between them are left behind."""
+    trainer = trainer_of(ranks, directory, updates_per_batch=1, kl_coefficient=0.5)
+    first = trainer.train(share(ranks, 0), 0).metrics
+    leave_behind(trainer, ranks, directory / "kl.safetensors")
+    second = trainer.train(share(ranks, 1), 1).metrics
+    rounded = trainer_of(ranks, directory, updates_per_batch=1, kl_coefficient=0.5, precision="bf16")
+    return {"first": first, "second": second, "bf16": rounded.train(share(ranks, 0), 0).metrics}
+
+
+def shaped(ranks: Ranks, directory: Path) -> Any:
+    """One update on sequences of which two in three are of groups that were all correct or all wrong."""
+    found = {}
+    for old in ("proximal", "rollout"):
+        trainer = trainer_of(
+            ranks, directory, router_replay="off", old=old, updates_per_batch=1, zero_variance_alpha=0.3
+        )
+        micro_batches = [[unanimous(rollout) for rollout in micro] for micro in share(ranks, 0)]
+        found[old] = trainer.train(micro_batches, 0).metrics
+    return found
+
+
+def unanimous(rollout: Rollout) -> Rollout:
+    """Every third is of a group that was all correct, every third of one that was all wrong; these have advantage 0."""
+    verdicts: tuple[Unanimous | None, ...] = (None, "correct", "wrong")
+    verdict = verdicts[int(rollout.rollout_id[1:]) % 3]
+    return replace(rollout, unanimous=verdict, advantage=rollout.advantage if verdict is None else 0.0)
+
+
+SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = (
+    {
+        function.__name__: function
+        for function in (
+            train,
+            repeat,
+            once,
+            resume,
+            copies,
+            other_model,
+            damage,
+            damages,
+            full_disk,
+            publish,
+            nothing,
+            modes,
+        )
+    }
+    | {function.__name__: function for function in (kl, shaped, loss_ranks.objectives, loss_ranks.sharded_head)}
+    | {f"resume_from_{left_by}": partial(resume_from, left_by) for left_by in (1, 2, 3)}
+)
 
 
 def main(rank: int, world: int, directory: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    ranks = join(rank, world, directory / f"world-{world}", 0, 60.0, 60.0)
+    ranks = join(meet(rank, world, directory / f"world-{world}", 60.0), 60.0)
     for name in names:
         print(json.dumps({name: SCENARIOS[name](ranks, directory)}), flush=True)
     leave()

@@ -1,10 +1,16 @@
 """Checkpoints are whole or not there, and any number of ranks reads them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+
+from learner.retention import Retention
 
 
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
@@ -16,11 +22,37 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
 
 
 def test_one_rank_goes_on_from_what_two_left(learner_directory: Path, one_rank: dict[str, Any]) -> None:
-    close(learner_directory / "resumed-by-1.safetensors", learner_directory / "weights-1.safetensors")
+    assert one_rank["resume_from_2"]["position"] == [2, 4, 2, 17]
+    close(learner_directory / "from-2-by-1.safetensors", learner_directory / "weights-1.safetensors")
 
 
-def test_two_ranks_go_on_from_what_one_left(learner_directory: Path, two_ranks_after_one: list[dict[str, Any]]) -> None:
-    close(learner_directory / "resumed-by-2.safetensors", learner_directory / "weights-2.safetensors")
+def test_two_ranks_go_on_from_what_one_left(
+    learner_directory: Path, two_ranks_after_others: list[dict[str, Any]]
+) -> None:
+    close(learner_directory / "from-1-by-2.safetensors", learner_directory / "weights-2.safetensors")
+
+
+def test_four_ranks_go_on_from_what_two_left(learner_directory: Path, four_ranks: list[dict[str, Any]]) -> None:
+    close(learner_directory / "from-2-by-4.safetensors", learner_directory / "weights-2.safetensors")
+
+
+def test_a_model_held_twice_learns_what_one_held_once_does_and_is_written_once(
+    learner_directory: Path, two_ranks: list[dict[str, Any]], four_ranks: list[dict[str, Any]]
+) -> None:
+    close(learner_directory / "copies.safetensors", learner_directory / "weights-2.safetensors")
+    said = four_ranks[0]["copies"]
+    assert said["copies"] == 2
+    for norm, metrics in zip(said["norms"], two_ranks[0]["train"]["metrics"], strict=True):
+        assert norm == pytest.approx(metrics["grad_norm"], rel=1e-4)
+    whole = sum(path.stat().st_size for path in learner_directory.glob("resume-2/step-2/*.safetensors"))
+    assert whole <= said["written"] < 1.2 * whole, "each shard is in the checkpoint once"
+
+
+def test_tensors_that_are_not_dealt_evenly_come_back_bit_by_bit_and_by_other_ranks(
+    learner_directory: Path, three_ranks: list[dict[str, Any]], two_ranks_after_others: list[dict[str, Any]]
+) -> None:
+    assert three_ranks[0]["resume"]["digest"] == three_ranks[0]["train"]["digest"]
+    close(learner_directory / "from-3-by-2.safetensors", learner_directory / "weights-2.safetensors")
 
 
 def close(path: Path, other: Path) -> None:
@@ -33,6 +65,33 @@ def close(path: Path, other: Path) -> None:
 def test_old_ones_are_deleted_and_a_damaged_one_is_passed_over(two_ranks: list[dict[str, Any]]) -> None:
     assert two_ranks[0]["damage"]["kept"] == ["step-2", "step-3"]
     assert [said["damage"]["taken"] for said in two_ranks] == ["step-2", "step-2"]
+
+
+SPOILT = {
+    "bit flip": r"rank-1\.safetensors differs from its digest [0-9a-f]{16}…",
+    "truncation": r"rank-1\.safetensors has 1000 bytes and not \d+",
+    "missing file": r"rank-1\.safetensors is missing",
+    "bit flip in the manifest": r"manifest\.json",
+    "missing manifest": r"has no readable manifest\.json",
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_checkpoint_is_passed_over_in_so_many_words(two_ranks: list[dict[str, Any]], how: str) -> None:
+    for said in two_ranks:
+        taken, (line,) = said["damages"][how]
+        assert taken == "step-1"
+        assert line.startswith("passes over a damaged checkpoint and looks for the one before it: checkpoint")
+        assert re.search(SPOILT[how], line), line
+        assert said["damages"][f"{how}, written anew"][0] == "step-2"
+
+
+@given(st.sets(st.integers(1, 200)), st.integers(1, 5), st.integers(0, 20))
+def test_the_newest_are_kept_and_now_and_then_one_for_good(steps: set[int], last: int, every: int) -> None:
+    dropped = set(Retention(last, every).dropped(list(steps)))
+    kept = steps - dropped
+    assert set(sorted(steps)[-last:]) <= kept
+    assert kept - set(sorted(steps)[-last:]) == {step for step in sorted(steps)[:-last] if every and step % every == 0}
 
 
 def test_every_rank_says_so_if_none_is_whole(two_ranks: list[dict[str, Any]]) -> None:
@@ -51,4 +110,4 @@ def test_what_one_rank_cannot_write_is_no_checkpoint_for_any(two_ranks: list[dic
 
 def test_a_checkpoint_of_another_model_is_refused(two_ranks: list[dict[str, Any]]) -> None:
     for said in two_ranks:
-        assert "is of model m and not of another" in said["other_model"]
+        assert "is of run and model m and not of another" in said["other_model"]

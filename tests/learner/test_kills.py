@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import signal
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -100,7 +101,7 @@ async def steps(run: Run) -> dict[int, StepCompleted]:
 def optimizer(run: Run) -> list[str]:
     """Digests of the last checkpoint's shards: weights, both moments and the generator of every rank."""
     path = run.context.directory / "checkpoints" / f"step-{STEPS}" / "manifest.json"
-    return [file["digest"] for file in json.loads(path.read_text())["files"]]
+    return [file["digest"] for file in json.loads(path.read_text())["checkpoint"]["files"]]
 
 
 async def all_ready(run: Run, ranks: int) -> None:
@@ -173,6 +174,9 @@ async def test_a_kill_at_every_critical_point_changes_no_bit(
         arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", point, "kill", hit)
         with killed.ranks() as children:
             await death(killed, children, lives)
+            (dead,) = [rank for rank, child in enumerate(children) if child.poll() == -signal.SIGKILL]
+            last = killed.complaint(1 - dead).splitlines()[-1]
+            assert f"learner rank {dead} is gone" in last, f"{point}: {last}"
     assert lives.unmet == 0 and fired(killed) == {point for point, _ in POINTS}
     with killed.ranks() as children:
         digests = await complete(killed, children)
@@ -215,22 +219,29 @@ async def test_kills_at_any_instant_change_no_bit(
     assert (digests, optimizer(killed)) == uninterrupted
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), *(pytest.param(*counts, marks=pytest.mark.chaos) for counts in ((1, 2), (2, 4), (3, 2)))],
+)
 async def test_another_number_of_ranks_goes_on_with_the_same_batches(
-    run: Run, uninterrupted: tuple[Digests, list[str]]
+    run: Run, uninterrupted: tuple[Digests, list[str]], before: int, after: int
 ) -> None:
-    killed = await recorded(run, "fewer", {"max_steps": STEPS})
+    killed = await recorded(run, "others", {"max_steps": STEPS}, before)
     arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", "checkpoint.renamed", "kill")
     with killed.ranks() as children:
         await death(killed, children, Lives())
-    alone = Run(run.zygote, replace(killed.context, replicas=1), {**killed.settings, "ranks": 1}, {})
-    with alone.ranks() as children:
-        await alone.published(STEPS, children)
-        assert await end(children) == [0], alone.complaint(0)
-    done = [event for event in await alone.events("steps") if isinstance(event, StepCompleted)]
-    assert [event.step for event in done] == [1, 2, 3, *range(4, STEPS + 1)]
-    assert [event.batch for event in done] == list(range(STEPS))
+    others = Run(run.zygote, replace(killed.context, replicas=after), {**killed.settings, "ranks": after}, {})
+    with others.ranks() as children:
+        await others.published(STEPS, children)
+        await all_ready(others, after)
+        assert await end(children) == [0] * after, others.complaint(0)
+    done = [event for event in await others.events("steps") if isinstance(event, StepCompleted)]
+    # The first life may have been one step on while it wrote; the second begins after the checkpoint.
+    assert [event.step for event in done[: CHECKPOINT_EVERY - STEPS]] in ([1, 2, 3], [1, 2, 3, 4])
+    assert [event.step for event in done[CHECKPOINT_EVERY - STEPS :]] == list(range(CHECKPOINT_EVERY + 1, STEPS + 1))
+    assert all(event.batch == event.step - 1 for event in done)
     assert {event.sequences for event in done} == {8}
-    mine, theirs = await published_tensors(alone, STEPS), await published_tensors(run_named(run, "plain"), STEPS)
+    mine, theirs = await published_tensors(others, STEPS), await published_tensors(run_named(run, "plain"), STEPS)
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         # Published in bf16: equal up to one rounding.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -45,6 +46,13 @@ def record(sentinel: int) -> Record:
         routes=Routes(experts=300, shape=(3, 1, 2), dtype="u2", sentinel=sentinel, data=NDArray.of(routes)),
     )  # fmt: skip
     return Record("rollouts", 0, 0, None, encode(event), {}, 1.0)
+
+
+def test_what_all_of_a_group_were_reaches_the_learner(tmp_path: Path) -> None:
+    planned = msgspec.structs.replace(PLANNED, unanimous="wrong")
+    blobs = BlobStore(tmp_path.as_uri())
+    assert to_rollout(planned, record(65535), SHAPE, blobs, 0).unanimous == "wrong"
+    assert to_rollout(PLANNED, record(65535), SHAPE, blobs, 0).unanimous is None
 
 
 def test_a_sentinel_of_sixteen_bits_is_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Packing without padding, dealing out of micro-batches, records that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,14 @@ def rollout(prompt: int, response: int, *, routes: bool = True, advantage: float
     tokens = torch.arange(prompt + response)
     recorded = torch.zeros((prompt + response, 2, 2), dtype=torch.int16) + torch.arange(2, dtype=torch.int16)
     return Rollout("r", tokens, prompt, torch.zeros(response), recorded if routes else None, advantage, 0.0)
+
+
+def test_a_row_says_which_sequences_are_of_unanimous_groups() -> None:
+    plain, correct, wrong = rollout(1, 2), replace(rollout(1, 1), unanimous="correct"), rollout(2, 0)
+    wrong = replace(wrong, unanimous="wrong")
+    unanimous = pack([plain, correct, wrong]).unanimous
+    assert unanimous is not None and unanimous.tolist() == [0, 1, -1]
+    assert pack([plain, plain]).unanimous is None and filler().unanimous is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6), st.booleans()), min_size=1, max_size=8))

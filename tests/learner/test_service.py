@@ -1,6 +1,11 @@
 """Two ranks of the service on a real broker: batches in, steps and weights out; killed and started again."""
 
 import asyncio
+import json
+import signal
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +14,16 @@ import pytest
 
 from learner.service import main
 from learner.settings import LearnerSettings
-from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted
+from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsApplied, WeightsPublished
 from streams.blobs import BlobStore
 from streams.context import RunContext
 from streams.errors import ConfigurationError
-from streams.log import Log, LogSettings
+from streams.health import health_file
+from streams.log import Log, LogSettings, Writer
+from streams.record import Output
 from streams.scope import Scope
-from tests.learner.service_run import PARTITIONS, Run, end, make_topics, write_batches
+from streams.weights import advance, chain_to, fetch_anchor
+from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
 
 
 async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: Run, tmp_path: Path) -> None:
@@ -46,16 +54,54 @@ async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: 
     again = replace(run.context, run=f"{run.context.run}b", directory=tmp_path / "again")
     again.directory.mkdir()
     await make_topics(again)
-    other = Run(run.zygote, again, {**run.settings, "max_steps": 6})
+    other = Run(run.zygote, again, {**run.settings, "max_steps": 6, "publish": {"kind": "delta", "anchor_every": 3}})
     await write_batches(other, 0, 5)
     (spoilt,) = await write_batches(other, 5, 1, spoil=True)
     with other.ranks() as children:
         uninterrupted = await other.published(5, children)
         steps = await other.steps(6, children)
         await other.published(6, children)
+        await check_refusal_is_answered(other, children)
         assert await end(children) == [0, 0], other.complaint(0) + other.complaint(1)
-    assert [file.blob.digest for file in uninterrupted.files] == [file.blob.digest for file in interrupted.files]
+    # The one was published in full, the other as a delta; the weights are the same to the last bit.
+    assert interrupted.kind == "full" and uninterrupted.kind == "delta"
+    assert uninterrupted.digest == interrupted.digest is not None
+    await check_chain(other, tmp_path / "held")
     await check_rejected(other, spoilt, steps[-1])
+
+
+async def check_refusal_is_answered(run: Run, children: list[Any]) -> None:
+    """A producer could not use the newest delta: it is published once more, in full, and only once."""
+    async with Writer(run.log) as writer:
+        for _ in range(2):
+            refused = WeightsApplied(producer_id="p", version=5, time_s=1.0, refused=6)
+            await writer.write(Output("applied", refused, key="p"))
+    async with asyncio.timeout(30):
+        while [event.kind for event in await weights_of(run) if event.version == 6] != ["delta", "full"]:
+            assert all(child.poll() is None for child in children), run.complaint(0)
+            await asyncio.sleep(0.05)
+    assert len({event.digest for event in await weights_of(run) if event.version == 6}) == 1
+
+
+async def check_chain(run: Run, directory: Path) -> None:
+    """Whoever joins late gets each version's weights, and the learner's canary with them."""
+    events = await weights_of(run)
+    assert [(event.version, event.kind) for event in events] == [
+        (1, "full"), (2, "delta"), (3, "delta"), (4, "full"), (5, "delta"), (6, "delta"), (6, "full"),
+    ]  # fmt: skip
+    blobs = BlobStore(run.context.blob_uri)
+    by_version = {event.version: event for event in events[:-1]}
+    for version in (3, 6):
+        anchor, *deltas = chain_to(version, by_version)
+        held = fetch_anchor(blobs, anchor, directory / f"a{version}")
+        assert advance(blobs, held, deltas, directory / f"d{version}").digest == by_version[version].digest
+    canaries = [event.canary.logprobs.numpy() for event in events if event.canary is not None]
+    assert len(canaries) == len(events) and not (canaries[0] == canaries[4]).all()
+    assert (canaries[-1] == canaries[-2]).all()
+
+
+async def weights_of(run: Run) -> list[WeightsPublished]:
+    return [event for event in await run.events("weights") if isinstance(event, WeightsPublished)]
 
 
 async def check_rejected(run: Run, plan: BatchPlanned, step: StepCompleted) -> None:
@@ -69,6 +115,70 @@ async def check_rejected(run: Run, plan: BatchPlanned, step: StepCompleted) -> N
     )
     letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
     assert {letter.source for letter in letters} == {Ref(*plan.sequences[index].rollout) for index in (1, 2)}
+
+
+async def waits(run: Run, rank: int, what: str, replicas: int) -> None:
+    """Until the rank's status says that it waits for `what`."""
+    health = health_file(run.context.directory, "learner", rank, replicas)
+    async with asyncio.timeout(DEADLINE_S):
+        while what not in " ".join(await asyncio.to_thread(said_of, health)):
+            await asyncio.sleep(0.02)
+
+
+def said_of(health: Path) -> list[str]:
+    """What the service behind the health file says that it waits for."""
+    try:
+        port = json.loads(health.read_text())["port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as response:
+            said: list[str] = json.load(response)["waits"]
+            return said
+    except OSError:
+        return []
+
+
+async def test_told_to_stop_while_the_ranks_meet_all_stop(run: Run) -> None:
+    three = Run(run.zygote, replace(run.context, replicas=3), {**run.settings, "ranks": 3})
+    alone = three.start(1)
+    await waits(three, 1, "for learner rank 0 to come to", 3)
+    with killed_at_the_end(alone, zero := three.start(0)):
+        await waits(three, 0, "for learner rank 2 of 3 to come", 3)
+        alone.send_signal(signal.SIGTERM)
+        assert [await asyncio.to_thread(child.wait, 10) for child in (alone, zero)] == [0, 0], three.complaint(0)
+    assert "learner rank 1 was told to stop, and rank 0 stops with it" in three.complaint(0)
+
+
+async def test_a_rank_that_does_not_come_is_named_by_all(run: Run) -> None:
+    settings = {**run.settings, "ranks": 3, "rendezvous_timeout_s": 4.0}
+    three = Run(run.zygote, replace(run.context, replicas=3), settings)
+    with killed_at_the_end(zero := three.start(0), one := three.start(1)):
+        assert [await asyncio.to_thread(child.wait, 20) for child in (zero, one)] == [1, 1]
+    for rank in (0, 1):
+        last = three.complaint(rank).splitlines()[-1]
+        assert last.endswith("RankError: learner rank 0 waited 4 s for learner rank 2 of 3 to come"), last
+
+
+async def test_a_checkpoint_of_another_model_is_the_users_mistake(run: Run, another_model: Path) -> None:
+    await write_batches(run, 0, 2)
+    run.settings["max_steps"] = 2
+    with run.ranks() as children:
+        await run.published(2, children)
+        assert await end(children) == [0, 0], run.complaint(0)
+    run.settings["model"] = str(another_model)
+    with run.ranks() as children:
+        assert [await asyncio.to_thread(child.wait, 30) for child in children] == [2, 2]
+    for rank in (0, 1):
+        last = run.complaint(rank).splitlines()[-1]
+        assert "step-2 is of run and model" in last and "use a run directory of its own" in last, last
+
+
+@contextmanager
+def killed_at_the_end(*children: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait(10)
 
 
 async def test_a_model_of_another_family_is_the_users_mistake(learner_directory: Path, tmp_path: Path) -> None:

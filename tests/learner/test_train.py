@@ -58,16 +58,20 @@ def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
             torch.testing.assert_close(got, parameter.grad[first : first + len(got)], atol=1e-5, rtol=1e-4)
 
 
-def test_a_batch_without_usable_sequences_leaves_the_weights(two_ranks: list[dict[str, Any]]) -> None:
+def test_a_batch_without_usable_sequences_leaves_the_weights(
+    learner_directory: Path, two_ranks: list[dict[str, Any]]
+) -> None:
     for said in two_ranks:
         assert said["nothing"]["same"] and said["nothing"]["skipped"] == 2
+    sentence = "a batch leaves the weights as they are: none of its tokens can be trained on"
+    assert sentence in (learner_directory / "said-2-0-train.err").read_text()
 
 
 def test_every_way_of_routing_trains_and_measures_replay(two_ranks: list[dict[str, Any]]) -> None:
     modes = dict(two_ranks[0]["modes"])
     rounded = modes.pop("espo, bf16")
     assert rounded["skipped_updates"] == 0 and rounded["loss"] == pytest.approx(modes["espo"]["loss"], abs=0.05)
-    assert len(modes) == 6
+    assert len(modes) == 7
     for mode, metrics in modes.items():
         assert metrics["skipped_updates"] == 0, mode
         # Whatever trains, both routings are measured on the same weights.
@@ -81,6 +85,7 @@ def test_every_way_of_routing_trains_and_measures_replay(two_ranks: list[dict[st
     assert modes["espo"]["clip_fraction"] > 0
     for name in ("loss", "grad_norm"):
         assert modes["espo"][name] == pytest.approx(modes["espo, recomputed"][name], rel=1e-5)
+        assert modes["espo"][name] == modes["espo, offloaded"][name]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,7 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
         ({"old": "rollout", "objective": "grpo", "router_replay": "old"}, "which old 'rollout' leaves out"),
         ({"correction_settings": {"low": 1.0}}, "takes no settings"),
         ({"decay_steps": 3}, "not above warmup_steps"),
+        ({"objective_settings": {"kl": 0.1}}, "'kl', which learner kl_coefficient sets"),
         ({"fetch_timeout_s": 100.0}, "three times fetch_timeout_s 100"),
     ],
 )

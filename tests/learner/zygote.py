@@ -6,6 +6,7 @@ thread, no process group, no random number, so that a fork is what a new process
 """
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ PR_SET_PDEATHSIG = 1
 
 
 def load() -> None:
-    """Everything that a rank imports."""
+    """Everything that a rank imports, and what transformers and FSDP put off until a model is loaded."""
+    for module in ("torch._dynamo", "transformers.integrations.accelerate", "transformers.models.qwen3_moe"):
+        importlib.import_module(module)
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeForCausalLM
+
+    # Such a name is imported when it is asked for.
+    assert AutoConfig and AutoModelForCausalLM and Qwen3MoeForCausalLM
 
     import tests.learner.rank_program
     import tests.learner.service_program  # noqa: F401

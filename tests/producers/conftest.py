@@ -18,7 +18,8 @@ from streams.admin import TopicSpec, create_topics
 from streams.blobs import BlobStore
 from streams.broker import Broker, BrokerSettings, open_broker
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Reader, Writer
+from streams.log import Log, LogSettings, Writer
+from streams.reader import Reader
 from streams.record import Output, Record
 from streams.scope import Scope
 

@@ -17,9 +17,11 @@ import pytest
 
 from producers.rollouts.tokenise import PromptEncoder
 from schemas import (
+    Canary,
     DeadLetter,
     Event,
     GroupRequested,
+    NDArray,
     RolloutCompleted,
     Sampling,
     WeightFile,
@@ -39,6 +41,11 @@ KILLER = {"logits_processors": ["tests.producers.prompt_killer:PromptKiller"]}
 SETTINGS = {"model": str(MODEL), "max_model_len": 96, "max_num_seqs": 64, "kv_cache_bytes": 64 << 20}
 SAMPLES = 8
 START_S = 150.0
+
+CANARY = Canary(
+    token_ids=NDArray.of(np.arange(3, 19, dtype=np.uint32).reshape(2, 8)),
+    logprobs=NDArray.of(np.zeros((2, 7), np.float32)),
+)
 
 Found = list[tuple[Event, Record]]
 
@@ -62,14 +69,14 @@ def flip_last_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-async def publish(run: Any, version: int, path: Path, *, damaged: bool = False) -> None:
+async def publish(run: Any, version: int, path: Path, *, damaged: bool = False, canary: Canary | None = None) -> None:
     blobs = BlobStore(run.context.blob_uri)
     blob = await asyncio.to_thread(blobs.put_file, f"weights/v{version}", path)
     if damaged:
         await asyncio.to_thread(flip_last_bit, Path(blob.uri.removeprefix("file://")))
     event = WeightsPublished(
         version=version, kind="full", precision="bf16", files=(WeightFile(name="model.safetensors", blob=blob),),
-        tensors=1, parent_step=version, time_s=time.time(),
+        tensors=1, parent_step=version, time_s=time.time(), canary=canary,
     )  # fmt: skip
     await run.write(Output("weights", event, key=str(version)))
 
@@ -84,6 +91,12 @@ def holds(kind: type, count: int) -> Callable[[Found], bool]:
 
 def has_applied(version: int) -> Callable[[Found], bool]:
     return lambda found: any(each.version == version for each in of(found, WeightsApplied))
+
+
+def has_scored(version: int) -> Callable[[Found], bool]:
+    return lambda found: any(
+        each.version == version and each.canary_logprobs is not None for each in of(found, WeightsApplied)
+    )
 
 
 def check(rollout: RolloutCompleted, wanted: GroupRequested, encoder: PromptEncoder) -> None:
@@ -137,7 +150,7 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         await publish(run, 2, perturbed)
         await run.read("applied", until=has_applied(2))
         await publish(run, 3, perturbed, damaged=True)
-        await publish(run, 4, MODEL / "model.safetensors")
+        await publish(run, 4, MODEL / "model.safetensors", canary=CANARY)
         total = (4 + len(many)) * SAMPLES
         found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=60)
         took_s = time.monotonic() - began
@@ -152,8 +165,18 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         crossed = [rollout for rollout in rollouts if len(rollout.spans) > 1]
         assert crossed, "some rollouts were in flight when the weights changed"
         assert {span.version for rollout in rollouts for span in rollout.spans} >= {1, 2}
-        applied = of(await run.read("applied", until=has_applied(4)), WeightsApplied)
-        assert [each.version for each in applied] == [1, 2, 4]
+        applied = of(await run.read("applied", until=has_scored(4)), WeightsApplied)
+        # The learner is told of the corrupt one as well, and of the canary's scores while the engine is full.
+        assert [(each.version, each.refused) for each in applied] == [
+            (1, None),
+            (2, None),
+            (2, 3),
+            (4, None),
+            (4, None),
+        ]
+        scored = applied[-1].canary_logprobs.numpy()
+        assert scored.shape == (2, 7) and (scored < 0).all() and applied[-2].canary_logprobs is None
+        assert (applied[-1].time_s, applied[-1].pause_s) == (applied[-2].time_s, applied[-2].pause_s)
         assert {each.producer_id for each in applied} == {"producer-0"}
         second = applied[1]
         assert second.in_flight > 0 and 0 < second.pause_s < 2 and second.published_s > 0

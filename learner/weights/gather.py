@@ -1,11 +1,9 @@
 """From shards to the files that engines load: gathered, in bf16, under the names of the model directory."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -27,9 +25,10 @@ def gather(policy: Policy, rank: int) -> dict[str, Tensor]:
         if rank == 0:
             whole[name] = full.cpu()
     if rank == 0:
-        # Buffers that belong to a checkpoint (DeepSeek's routing bias) are not sharded, nor trained.
+        # Buffers that belong to a checkpoint (DeepSeek's routing bias) are not sharded, nor trained. Copied: what is
+        # published is kept for the next delta, and must not change with the live tensor.
         state = policy.model.state_dict()
-        whole |= {name: value.cpu() for name, value in state.items() if not isinstance(value, DTensor)}
+        whole |= {name: value.cpu().clone() for name, value in state.items() if not isinstance(value, DTensor)}
     return whole
 
 
@@ -52,28 +51,3 @@ def stored_form(model: Any, whole: Mapping[str, Tensor], stored: Mapping[str, tu
                 f"{list(stored[name]) if name in stored else 'no such tensor'}"
             )
     return tensors
-
-
-def write_files(tensors: Mapping[str, Tensor], directory: Path, max_bytes: int) -> list[Path]:
-    """safetensors files of about `max_bytes` each at most, tensors in the order of their names: the same bytes for the
-    same weights."""
-    parts = list(_split(tensors, max_bytes))
-    paths = []
-    for index, part in enumerate(parts, start=1):
-        name = "model.safetensors" if len(parts) == 1 else f"model-{index:05}-of-{len(parts):05}.safetensors"
-        save_file(part, directory / name, metadata={"format": "pt"})
-        paths.append(directory / name)
-    return paths
-
-
-def _split(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    part: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in sorted(tensors.items()):
-        if part and size + tensor.nbytes > max_bytes:
-            yield part
-            part, size = {}, 0
-        part[name] = tensor.contiguous()
-        size += tensor.nbytes
-    if part:
-        yield part
