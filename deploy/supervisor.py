@@ -170,10 +170,10 @@ class Supervisor:
             self._guarding().add(child.pid)
         ready = asyncio.create_task(_all_ready(unit.processes, children), name=f"{unit.service} becomes ready")
         try:
-            first = await self._until_ended(children, stopping)
+            first, ended_s = await self._until_ended(children, stopping)
         finally:
             ready.cancel()
-        served_s = time.monotonic() - ready.result() if ready.done() and not ready.cancelled() else 0.0
+        served_s = max(0.0, ended_s - ready.result()) if ready.done() and not ready.cancelled() else 0.0
         outside = None if stopping.is_set() else await self._outside_cause(first, served_s)
         return _End(first.name, first.returncode, last_line(first.log), first.log, served_s, outside)
 
@@ -189,17 +189,17 @@ class Supervisor:
         for child in children:
             self._guarding().remove(child.pid)
 
-    async def _until_ended(self, children: Sequence[Child], stopping: asyncio.Event) -> Child:
-        """Waits until all have ended; the one that did first."""
+    async def _until_ended(self, children: Sequence[Child], stopping: asyncio.Event) -> tuple[Child, float]:
+        """Waits until all have ended; the one that did first, and when that was, by the monotonic clock."""
         ends = {asyncio.create_task(child.ended(), name=f"end of {child.name}"): child for child in children}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        first = next(child for end, child in ends.items() if end in done)
+        first, ended_s = next(child for end, child in ends.items() if end in done), time.monotonic()
         if not stopping.is_set():
             await _end_all(children, _MATE_S, self._killed)
         await asyncio.gather(*ends)
         for child in children:
             self._guarding().remove(child.pid)
-        return first
+        return first, ended_s
 
     def _guarding(self) -> Guard:
         assert self._guard is not None

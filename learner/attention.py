@@ -5,6 +5,7 @@ laid side by side, `[sequences, heads, longest, head_dim]`, and attend causally:
 through the rounding of lengths to powers of two. Equal to attention sequence by sequence, whatever the packing.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,7 @@ from learner.errors import ModelError
 
 PACKED: Final = "packed"
 """The name under which transformers knows this implementation."""
+FLASH: Final = "flash_attention_2"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,36 @@ def _lay_out(states: Tensor, bucket: Bucket) -> Tensor:
     padded = states.new_zeros(bucket.sequences * bucket.longest, *states.shape[1:])
     padded = padded.index_copy(0, bucket.places, states.index_select(0, bucket.tokens))
     return padded.view(bucket.sequences, bucket.longest, *states.shape[1:]).transpose(1, 2)
+
+
+def flash_borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """The borders of a row as flash attention's varlen kernel takes them (`FlashAttentionKwargs` of transformers).
+
+    Told rather than left to be read off `position_ids`, which waits for the device in every layer. `deterministic`: its
+    backward otherwise adds in any order, which no setting of torch's notices.
+    """
+    ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
+    longest = max(lengths)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "deterministic": True,
+    }
+
+
+def require_attention(attention: str, precision: str, device: str) -> None:
+    """ModelError, one sentence, where `learner.attention` cannot train here."""
+    if attention in (FLASH, "flex_attention") and device != "cuda":
+        raise ModelError(
+            f"attention {attention!r} trains on CUDA, and this process runs on the {device.upper()}; use packed, sdpa "
+            "or eager"
+        )
+    if attention == FLASH and precision == "f32":
+        raise ModelError(f"attention {FLASH!r} computes in 16 bits, and precision is 'f32'; use precision bf16")
+    if attention == FLASH and importlib.util.find_spec("flash_attn") is None:
+        raise ModelError(f"attention {FLASH!r} needs the package flash-attn, which is not installed")
 
 
 def register() -> None:

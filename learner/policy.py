@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from learner.attention import PACKED, borders, register
+from learner.attention import FLASH, PACKED, borders, flash_borders, register
 from learner.errors import ModelError
 from learner.fp8 import TransformerEngine, require_transformer_engine, swap_linears
 from learner.logprobs import token_logprobs_and_entropy
@@ -45,11 +45,14 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """See the class. Attention "packed" is told the sequences' borders; any other reads them off `position_ids`."""
+        """See the class. "packed" and flash attention are told the sequences' borders; to any other transformers gives
+        a mask that it makes of `position_ids`."""
         causal: Any = self.model
-        told = {}
+        told: dict[str, Any] = {}
         if causal.config._attn_implementation == PACKED:
             told["packing"] = borders(row.lengths, row.tokens.device)
+        elif causal.config._attn_implementation == FLASH:
+            told = flash_borders(row.lengths, row.tokens.device)
         output = causal.model(
             input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False, **told
         )

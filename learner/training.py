@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from learner.agreement import Intent, agreed
+from learner.attention import require_attention
 from learner.canary import CanarySet
 from learner.checkpoints import Checkpoints, State, fingerprint
 from learner.distributed import Ranks, join, leave
@@ -117,7 +118,9 @@ class Training:
     def _check(self) -> None:
         """Blocking: refuse a model or setting that cannot work. ModelError."""
         read_config(Path(self._settings.model))
-        mixed_precision(self._settings.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        mixed_precision(self._settings.precision, device)
+        require_attention(self._settings.attention, self._settings.precision, device)
         build_objective(self._settings)
 
     def _start(self, meeting: Meeting) -> None:

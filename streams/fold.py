@@ -8,6 +8,7 @@ changelog: inputs that are not finished are delivered again after a restart and 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from streams.record import Output, Record
 from streams.scope import Scope
 from streams.tracker import OffsetTracker
 from streams.transaction import TransactionalWriter
+from streams.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +125,7 @@ class _Shard:
         self._writer = TransactionalWriter(scope.log, f"{self._group}.{spec.input}.{self.key}")
         self._trackers: dict[_Key, OffsetTracker] = {}
         self._positions: dict[_Key, int | None] = {}
+        self._ahead: Counter[_Key] = Counter()  # records in the queue
         self._dirty: set[_Key] = set()
         self._committed: dict[_Key, tuple[int, str]] = {}
         self._written_s = -_LINGER_S
@@ -194,12 +197,13 @@ class _Shard:
         """Read `topic` into `queue` once all of `after` are set; set `caught_up` at where the topic ended at start."""
         keys = [(topic, partition) for partition in self._partitions]
         told: dict[_Key, int] = {}
+        watchdog = Watchdog()
         for event in after:
             await event.wait()
         async with Reader(self._scope.log, {key: self._positions[key] for key in keys}, self._group) as reader:
             ends = await reader.ends()
             while True:
-                held = any(self._trackers[key].full for key in keys)
+                held = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
                 if not caught_up.is_set() and (held or all([await reader.position(*k) >= ends[k] for k in keys])):
                     caught_up.set()
                 if held:
@@ -208,18 +212,24 @@ class _Shard:
                     continue
                 records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
                 if records:
+                    self._ahead.update((record.topic, record.partition) for record in records)
                     await queue.put(records)
-                elif (positions := await reader.positions()) != told:
+                    continue
+                if (positions := await reader.positions()) != told:
                     # Drained: behind the records in the queue there are only transaction markers up to here.
                     await queue.put([_Position(t, p, position) for (t, p), position in positions.items()])
                     told = positions
+                await watchdog.look(reader)
 
     async def _pump_observed(self, positions: dict[_Key, int | None], queue: _Queue) -> None:
+        watchdog = Watchdog()
         async with Reader(self._scope.log, positions) as reader:
             while True:
                 records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
                 if records:
                     await queue.put(records)
+                else:
+                    await watchdog.look(reader)
 
     async def _turn(self, queue: _Queue) -> None:
         """Take what is there (or wait for it, or for a deadline), fold it, write it."""
@@ -253,6 +263,7 @@ class _Shard:
     def _take(self, record: Record, now_s: float) -> list[Output]:
         tracker = self._trackers.get((record.topic, record.partition))
         if tracker is not None:
+            self._ahead[(record.topic, record.partition)] -= 1
             if tracker.is_finished(record.offset):
                 return []
             tracker.begin(record.offset)

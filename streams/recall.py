@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiokafka.structs import TopicPartition
@@ -18,26 +18,38 @@ logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.2
 _DEADLINE_S: Final = 120.0
+_FURTHER: Final = 8
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition."""
+    """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition.
+
+    `holding`: a tail without an event of this type is read from further back, whatever others wrote behind it.
+    """
 
     topic: str
     horizon_s: float | None = None
     tail: int | None = None
+    holding: type | None = None
 
 
 async def recalled(log: Log, recall: Recall, partition: int | None, now_s: float) -> list[tuple[Event, Record]]:
     """The events, in log order by partition; `partition` None reads all. Call it after the predecessor was fenced."""
     partitions = list(log.partitions(recall.topic)) if partition is None else [partition]
-    first = await _starts(log, recall, partitions, now_s)
-    return [
-        (event, record)
-        for record in await read_to_end(log, {(recall.topic, p): first[p] for p in partitions})
-        if (event := _event(record)) is not None
-    ]
+    while True:
+        first = await _starts(log, recall, partitions, now_s)
+        found = [
+            (event, record)
+            for record in await read_to_end(log, {(recall.topic, p): first[p] for p in partitions})
+            if (event := _event(record)) is not None
+        ]
+        holding = recall.holding
+        if recall.tail is None or holding is None or not any(first.values()):
+            return found
+        if any(isinstance(event, holding) for event, _ in found):
+            return found
+        recall = replace(recall, tail=_FURTHER * recall.tail)
 
 
 async def passed_over(log: Log, recall: Recall, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:

@@ -23,7 +23,7 @@ MAX_LISTED_SPAN: Final = 2_000_000
 MAX_LISTED_BYTES: Final = 1_800
 """Size of the list of unfinished offsets at which a stage with a span above MAX_SPAN stops its intake.
 
-3,070 bytes fit the metadata in base64; the rest is for what was read ahead and is begun after the stage looked.
+3,070 bytes fit the metadata in base64; the rest is for what one more poll brings after the stage looked.
 """
 
 
@@ -93,10 +93,14 @@ class OffsetTracker:
 
         What is finished meanwhile only makes the list shorter.
         """
-        if self.span < MAX_SPAN:
+        return self.full_with(0)
+
+    def full_with(self, ahead: int) -> bool:
+        """`full`, for a stage that has read `ahead` records more, and will begin them."""
+        if self.span + ahead < MAX_SPAN:
             return False
-        low = self._watermark()
-        return self.span >= MAX_LISTED_SPAN or len(_gaps(low, self._unfinished())) >= MAX_LISTED_BYTES
+        listed_bytes = ahead + len(_gaps(self._watermark(), self._unfinished()))
+        return self.span >= MAX_LISTED_SPAN or listed_bytes >= MAX_LISTED_BYTES
 
     def _unfinished(self) -> list[int]:
         """In order: begun and open, then those that are to be delivered again."""

@@ -27,6 +27,7 @@ from schemas import (
     PlannedSequence,
     Ref,
     StepCompleted,
+    Unanimous,
 )
 from streams.fold import Turn
 from streams.record import Output, Record
@@ -141,7 +142,7 @@ class Batcher:
         return BatchPlanned(
             batch=self._planned,
             groups=tuple(group.group.group_id for group in groups),
-            sequences=tuple(_sequence(member) for member in members),
+            sequences=tuple(_sequence(member, group.group.unanimous) for group in groups for member in group.members),
             ranks=tuple(tuple(tuple(micro) for micro in rank) for rank in packed.ranks),
             token_budget=self._settings.token_budget,
             time_s=now_s,
@@ -158,7 +159,7 @@ def _tokens(member: Member) -> int:
     return member.prompt_tokens + member.response_tokens
 
 
-def _sequence(member: Member) -> PlannedSequence:
+def _sequence(member: Member, unanimous: Unanimous | None) -> PlannedSequence:
     return PlannedSequence(
         rollout_id=member.rollout_id,
         rollout=member.rollout,
@@ -167,6 +168,7 @@ def _sequence(member: Member) -> PlannedSequence:
         prompt_tokens=member.prompt_tokens,
         response_tokens=member.response_tokens,
         oldest_version=member.oldest_version,
+        unanimous=unanimous,
     )
 
 

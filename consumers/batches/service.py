@@ -7,13 +7,14 @@ from typing import Final
 from consumers.batches.batcher import Batcher
 from consumers.batches.settings import BatchSettings
 from consumers.cost import cost_of_model
+from schemas import BatchPlanned
 from streams.errors import ConfigurationError
 from streams.fold import FoldSpec, run_fold
 from streams.recall import Recall
 from streams.scope import Scope
 
 _RECALL_RECORDS: Final = 512
-"""Groups dropped after the last batch stand behind it on the topic; more than this many never do: the dispatcher admits
+"""Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits
 (max_staleness + 1) · groups_per_batch groups at a time."""
 
 
@@ -25,7 +26,7 @@ async def main(scope: Scope, settings: BatchSettings) -> None:
         stage="batches",
         input="groups",
         observe=("steps",),
-        recall=Recall(topic="batches", tail=_RECALL_RECORDS + 4 * admitted),
+        recall=Recall(topic="batches", tail=_RECALL_RECORDS + 4 * admitted, holding=BatchPlanned),
         shard="all",
     )
     await run_fold(scope, spec, lambda partition: Batcher(settings, cost))

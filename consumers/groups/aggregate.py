@@ -152,9 +152,13 @@ class Aggregator:
         return min(max(request.deadline_s, now_s) + self._settings.unheard_s, longest_s)
 
     def _reads_backlog(self, group: OpenGroup, now_s: float) -> bool:
-        """Whether the scores that are being read were written before `group` was due: its own may still come."""
+        """Whether the scores that are being read were written before `group` was due: its own may still come.
+
+        Writers' clocks say so, and one that is slow for ever, or stands, must not keep the group open for ever.
+        """
         read_s, written_s = self._read
-        return now_s - read_s < self._settings.settle_s and written_s < group.closes_s
+        fresh = now_s - read_s < self._settings.settle_s and now_s - group.since_s < self._settings.longest_s
+        return fresh and written_s < group.due_s
 
     def _close(self, group: OpenGroup, now_s: float) -> Turn:
         self._open.close(group.group_id)

@@ -32,7 +32,7 @@ class OpenGroup:
     """Members by rollout id, in the order in which their first scored attempts came.
 
     `since_s` is when its first score came, or its request where none has; `asked` is None where its request was not
-    read yet.
+    read yet; `due_s` is when it was to be closed at first.
     """
 
     group_id: str
@@ -41,6 +41,10 @@ class OpenGroup:
     closes_s: float
     asked: Asked | None = None
     members: dict[str, tuple[RolloutScored, Record]] = field(default_factory=dict)
+    due_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.due_s = self.closes_s
 
     @property
     def complete(self) -> bool:

@@ -1,6 +1,6 @@
 """Settings of the group aggregator."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,13 @@ class GroupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Normalise,
         Meta(description="advantages: std (divided by the deviation), none (only centred), loo (leave-one-out)"),
     ] = "std"
+    zero_variance: Annotated[
+        Literal["drop", "shape"],
+        Meta(
+            description="a group whose rewards have no variance: drop, or shape (all passed or all failed: trained on "
+            "with advantages that the learner makes of the entropies, RL-ZVP)"
+        ),
+    ] = "drop"
     longest_s: Annotated[
         float,
         Meta(gt=0, description="seconds a group stays open at most, whatever deadline its scores claim"),

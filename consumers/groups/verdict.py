@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from consumers.advantages import group_advantages, mean_and_std
 from consumers.groups.open_groups import Asked
 from consumers.groups.settings import GroupSettings
-from schemas import Disposition, GroupDropped, GroupEvaluated, GroupReady, Member, RolloutScored
+from schemas import Disposition, GroupDropped, GroupEvaluated, GroupReady, Member, RolloutScored, Unanimous
 
 
 def close_group(
@@ -23,6 +23,7 @@ def close_group(
     | no valid member | GroupDropped(invalid) | - |
     | partial, fewer than `min_samples` valid | GroupDropped(expired) | expired |
     | valid members' rewards without variance (also: one valid) | GroupDropped(zero_variance) | zero_variance |
+    | the same, two or more, all passed or all failed, `zero_variance = "shape"` | GroupReady(unanimous) | none yet |
     | else | GroupReady | none yet, they are trained on |
     """
     first = scores[0]
@@ -47,6 +48,9 @@ def close_group(
     advantages = group_advantages(
         [score.reward for score in scores], [score.valid for score in scores], normalise=settings.normalise
     )
+    unanimous = None
+    if advantages is None and settings.zero_variance == "shape" and (unanimous := unanimity(valid)) is not None:
+        advantages = [0.0] * len(scores)
     reason = _reason(partial, len(valid), settings.min_samples, advantages is None)
     if reason is None and advantages is not None:
         return GroupReady(
@@ -64,6 +68,7 @@ def close_group(
             pass_rate=pass_rate,
             partial=partial,
             requested_s=first.requested_s,
+            unanimous=unanimous,
         )
     return GroupDropped(
         group_id=first.group_id,
@@ -99,6 +104,14 @@ def unheard_group(group_id: str, asked: Asked, now_s: float) -> GroupDropped | G
         time_s=now_s,
         requested_s=asked.requested_s,
     )
+
+
+def unanimity(valid: Sequence[RolloutScored]) -> Unanimous | None:
+    """What all of two or more members are by their verifiers' pass rates: all 1, all 0, or neither."""
+    passed = {score.passed for score in valid}
+    if len(valid) < 2 or passed not in ({1.0}, {0.0}):
+        return None
+    return "correct" if passed == {1.0} else "wrong"
 
 
 def _reason(partial: bool, valid: int, min_samples: int, flat: bool) -> Disposition | None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from deploy.restarts import RestartPolicy
-from deploy.supervisor import GaveUpError, ProcessSpec, Supervisor, Unit, last_line
+from deploy.supervisor import _MATE_S, GaveUpError, ProcessSpec, Supervisor, Unit, last_line
 
 POLICY = RestartPolicy(first_s=0.05, max_s=0.2, quick_s=60.0, quick_failures=3)
 DEADLINE_S = 20.0
@@ -237,6 +237,16 @@ async def test_ranks_live_and_die_together(tmp_path: Path) -> None:
     assert gone(mate)
     stopping.set()
     await keeping
+
+
+async def test_the_time_that_a_mate_takes_to_end_is_no_service(tmp_path: Path) -> None:
+    """A rank that dies at once, beside one that hangs for `_MATE_S`, is a quick failure."""
+    dies = unit(tmp_path, "learner", "import sys; print('no'); sys.exit(1)", STUBBORN)
+    policy = RestartPolicy(first_s=0.05, max_s=0.1, quick_s=_MATE_S - 0.2, quick_failures=2)
+    supervisor = Supervisor([dies], policy, stop_s=0.2, note=lambda text: None)
+    with pytest.raises(GaveUpError, match="gave up on learner after 2 quick failures"):
+        async with asyncio.timeout(DEADLINE_S):
+            await supervisor.keep(asyncio.Event())
 
 
 async def test_what_does_not_stop_is_killed_at_the_deadline(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Packed rows equal one sequence at a time, in every supported family; other directories are refused."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import modeling_flash_attention_utils as flash
 
+from learner.attention import require_attention
 from learner.errors import ModelError
 from learner.policy import Policy, load_model, mixed_precision, model_shape, stored_tensors
 from learner.sequences import Rollout, pack
@@ -96,9 +100,9 @@ def run(policy: Policy, rollouts: list[list[Rollout]]) -> tuple[Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 def test_packed_equals_the_stock_attention_one_sequence_at_a_time(
-    directory: Path, train: bool, attention: Literal["packed", "sdpa"]
+    directory: Path, train: bool, attention: Literal["packed", "sdpa", "eager"]
 ) -> None:
     settings = msgspec.structs.replace(SETTINGS, attention=attention)
     packed = run(Policy(load_model(directory, settings), chunk_tokens=4).train(train), [sequences()])
@@ -108,7 +112,70 @@ def test_packed_equals_the_stock_attention_one_sequence_at_a_time(
     torch.testing.assert_close(packed[1], alone[1], atol=1e-5, rtol=1e-5)
     assert packed[2].keys() == alone[2].keys() and packed[2]
     for name, gradient in packed[2].items():
-        assert torch.allclose(gradient, alone[2][name], atol=1e-5, rtol=1e-4), name
+        torch.testing.assert_close(gradient, alone[2][name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    deterministic: bool = False,
+) -> Tensor:
+    """What flash-attn's `flash_attn_varlen_func` computes, `[T, heads, d]`, one sequence after the other."""
+    assert causal and deterministic and cu_seqlens_q.dtype == torch.int32
+    ends = cu_seqlens_q.tolist()
+    assert cu_seqlens_k.tolist() == ends
+    assert max(end - start for start, end in pairwise(ends)) == max_seqlen_q == max_seqlen_k
+    assert isinstance(max_seqlen_q, int)
+    parts = [
+        scaled_dot_product_attention(
+            *(states[None, start:end].transpose(1, 2) for states in (q, k, v)),
+            is_causal=True,
+            scale=softmax_scale,
+            enable_gqa=True,
+        )
+        for start, end in pairwise(ends)
+    ]
+    return torch.cat([part[0].transpose(0, 1) for part in parts])
+
+
+def test_flash_attention_is_told_the_borders(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through transformers' own path down to the kernel, in place of which, on a CPU, stands what it computes."""
+    process = flash._lazy_define_process_function(varlen)
+    kernel = ((None, varlen, None, None, None), (process, None))
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_: kernel)
+    model: Any = load_model(directory, STOCK)
+    model.config._attn_implementation = "flash_attention_2"
+    told = run(Policy(model, chunk_tokens=4), [sequences()])
+    stock = Policy(load_model(directory, STOCK), chunk_tokens=4)
+    alone = run(stock, [[rollout] for rollout in sequences()])
+    torch.testing.assert_close(told[0], alone[0], atol=1e-5, rtol=1e-5)
+    for name, gradient in told[2].items():
+        torch.testing.assert_close(gradient, alone[2][name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("attention", "precision", "device", "sentence"),
+    [
+        ("flash_attention_2", "bf16", "cpu", "attention 'flash_attention_2' trains on CUDA, .* on the CPU; use packed"),
+        ("flex_attention", "f32", "cpu", "attention 'flex_attention' trains on CUDA, .* on the CPU; use packed"),
+        ("flash_attention_2", "f32", "cuda", "computes in 16 bits, and precision is 'f32'"),
+        ("flash_attention_2", "bf16", "cuda", "needs the package flash-attn"),
+    ],
+)
+def test_attention_that_cannot_train_here_is_refused(
+    attention: str, precision: str, device: str, sentence: str
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        require_attention(attention, precision, device)
+    for works in ("packed", "sdpa", "eager"):
+        require_attention(works, "f32", "cpu")
 
 
 def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:

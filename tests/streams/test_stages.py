@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas import Event, GroupDropped, Member, Ref, RolloutDisposed, RolloutScored, StepCompleted, decode
+from schemas import Event, GroupDropped, Member, Ref, RolloutDisposed, RolloutScored, StepCompleted, decode, encode
 from streams.admin import Admin, TopicSpec
 from streams.blobs import BlobStore
 from streams.broker import Broker
@@ -274,6 +274,70 @@ async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
     steps = [event.step for event, _ in found if isinstance(event, StepCompleted)]
     assert steps[-2:] == [3, 4]
     assert len(steps) <= 4
+
+
+async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) -> None:
+    """A batch number must not begin at 0 again because much else was written behind the last batch."""
+    writer = TransactionalWriter(log, f"{log.settings.run}.steps")
+    await writer.open()
+    await writer.write([step(7)])
+    await writer.write([Output("steps", scored("other", index).event) for index in range(40)])
+    await writer.close()
+    assert not await recalled(log, Recall("steps", tail=0), None, time.time())
+    for holding in (StepCompleted, GroupDropped):
+        found = await recalled(log, Recall("steps", tail=2, holding=holding), None, time.time())
+        assert [type(event) for event, _ in found].count(StepCompleted) == 1
+
+
+class Hoard(Pairs):
+    """A fold that finishes nothing."""
+
+    begun = 0
+
+    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+        self.begun += 1
+        return Turn()
+
+
+async def test_a_fold_counts_what_it_has_read_ahead(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a transaction is written, records queue up: they are begun later, and the metadata must hold them."""
+    monkeypatch.setattr("streams.tracker.MAX_SPAN", 10)
+    monkeypatch.setattr("streams.tracker.MAX_LISTED_BYTES", 600)
+    monkeypatch.setattr("streams.fold._LINGER_S", 0.5)
+    producer = log.producer()
+    await producer.start()
+    sending = [await producer.send(log.full("scores"), encode(scored("g", n).event), partition=0) for n in range(4000)]
+    await asyncio.gather(*sending)
+    await producer.stop()
+    hoard = Hoard()
+    async with scope_of(log, tmp_path) as scope:
+        task = scope.spawn(run_fold(scope, FoldSpec("hoard", "scores", shard="all"), lambda _: hoard), "fold")
+        await until("it reads no more", lambda: any("reads no more" in line for line in scope.waits(0.0)))
+        await asyncio.sleep(1.5)
+        scope.stopping.set()
+        await task
+    assert 600 <= hoard.begun < 600 + 500
+
+
+async def test_a_fold_whose_reader_is_stuck_ends(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.watchdog._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.watchdog.STALLED_S", 0.5)
+    entered = Reader.__aenter__
+
+    async def stuck(self: Reader) -> Reader:
+        reader = await entered(self)
+        self.pause("scores", log.partitions("scores"))
+        return reader
+
+    async with Writer(log) as writer:
+        await writer.write(scored("a", 0))
+    monkeypatch.setattr(Reader, "__aenter__", stuck)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.timeout(20), scope_of(log, tmp_path) as scope:
+            await run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: Pairs())
+    assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and is read no further than 0")
 
 
 async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log) -> None:

@@ -107,6 +107,20 @@ def test_a_full_tracker_fits_the_metadata_whatever_finishes_next() -> None:
     assert lengths == sorted(lengths, reverse=True)
 
 
+def test_what_was_read_ahead_counts_before_it_is_begun() -> None:
+    """A straggler, a backlog of which nothing finishes, and a stage that looks before each poll of 500."""
+    tracker, ahead = OffsetTracker(0), 0
+    tracker.begin(0)
+    tracker.advance(30_000)
+    while not tracker.full_with(ahead):
+        ahead += 500
+    for offset in range(30_000, 30_000 + ahead):
+        tracker.begin(offset)
+    tracker.begin(31_000 + ahead)
+    tracker.finish(31_000 + ahead)
+    assert MAX_LISTED_BYTES < len(tracker.commit()[1]) <= METADATA_LIMIT_BYTES
+
+
 def test_what_the_first_release_wrote_is_read() -> None:
     """Offsets 1, 3 and 12 above 0, as a bitmap."""
     restored = OffsetTracker.restore(0, "b:ChA=")

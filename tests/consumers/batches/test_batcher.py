@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +129,17 @@ def test_a_batch_is_planned_when_its_groups_are_there() -> None:
     assert (batch.sequences[2].prompt_tokens, batch.sequences[2].response_tokens) == (15, 15)
     assert batch.fill == pytest.approx(0.5)
     assert batch.waited_s == pytest.approx(8.0)
+
+
+def test_a_plan_says_which_sequences_are_of_unanimous_groups() -> None:
+    stage = make(groups_per_batch=2)
+    stage.deliver(ready(0, invalid=1))
+    turn = stage.deliver(msgspec.structs.replace(ready(1), unanimous="wrong"))
+    (plan,) = (output.event for output in turn.outputs)
+    assert isinstance(plan, BatchPlanned)
+    assert {s.rollout_id: s.unanimous for s in plan.sequences} == {
+        "p.0.0": None, "p.0.1": None, "p.1.0": "wrong", "p.1.1": "wrong"
+    }  # fmt: skip
 
 
 def test_oldest_weights_come_first() -> None:

@@ -289,6 +289,21 @@ def test_an_unheard_group_does_not_expire_while_older_scores_are_still_read() ->
     assert isinstance(stage.events[-1], GroupReady)
 
 
+@pytest.mark.parametrize(("slow_s", "ends_s"), [(10.0, 115.0), (1e9, 300.0)])
+def test_a_slow_clock_of_a_writer_keeps_no_unheard_group_open_for_ever(slow_s: float, ends_s: float) -> None:
+    """Scores of other groups come all the time, stamped by a clock that is 10 s slow, or stands in the year 1970."""
+    stage = Stage(GroupSettings(settle_s=5.0, unheard_s=1.0, longest_s=300.0))
+    stage.deliver(request("p.0"))
+    ended: list[GroupDropped] = []
+    while not ended:
+        assert stage.now_s <= ends_s
+        stage.written_s[len(stage.log)] = stage.now_s - slow_s
+        stage.deliver(score(f"q{stage.now_s:g}.0", deadline_s=1e6))
+        stage.pass_time(1.0)
+        ended = [event for event in stage.events if isinstance(event, GroupDropped) and event.group_id == "p.0"]
+    assert not ended[0].members
+
+
 def test_a_straggler_of_a_forgotten_group_never_opens_it_again() -> None:
     stage = Stage(GroupSettings(remember_s=60, min_samples=2))
     for index, reward in enumerate([0.0, 1.0]):
@@ -380,9 +395,11 @@ def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], 
     stage.pass_time(100_000)
 
     assert stage.finished == set(range(len(stage.log)))
-    ends = ends_of(stage.events)
+    # Of a group that ended without a rollout `expired` is said each time: it counts where nothing else was said.
+    late = {event.rollout for event in stage.events if is_late(event)}
+    ends = ends_of([event for event in stage.events if not is_late(event)])
     scored = {event.rollout for event in stage.log if isinstance(event, RolloutScored)}
-    assert Counter(ref for ref, _ in ends) == dict.fromkeys(scored, 1)
+    assert Counter(ref for ref, _ in ends) + Counter(late) == dict.fromkeys(scored, 1)
     closings = [
         event.group_id for event in stage.events if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)
     ]
@@ -391,9 +408,17 @@ def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], 
     assert_first_scored_attempts_win(stage)
 
 
+def is_late(event: Event) -> bool:
+    """Whether it is the word on a score of which nobody can say whether another end was told."""
+    return isinstance(event, RolloutDisposed) and event.disposition == "expired"
+
+
 def assert_first_scored_attempts_win(stage: Stage) -> None:
     """A group's member is its rollout's first score on the log, with that score's reward; the rest are duplicates."""
     first = {event.rollout_id: event for event in reversed(stage.log) if isinstance(event, RolloutScored)}
+    unheard = {event.group_id for event in stage.events if isinstance(event, GroupDropped | GroupEvaluated)} - {
+        event.group_id for event in stage.events if getattr(event, "members", ())
+    }
     for event in stage.events:
         match event:
             case GroupReady() | GroupDropped() | GroupEvaluated():
@@ -404,6 +429,6 @@ def assert_first_scored_attempts_win(stage: Stage) -> None:
                     )
                     assert (member.disposition == "invalid") == (not first[member.rollout_id].valid)
             case RolloutDisposed():
-                assert event.disposition == "duplicate"
+                assert event.disposition == ("expired" if event.group_id in unheard else "duplicate")
             case _:
                 raise AssertionError(event)

@@ -75,6 +75,44 @@ def test_a_group_without_variance_or_members_is_dropped(
     assert [member.disposition for member in event.members] == dispositions
 
 
+@pytest.mark.parametrize(
+    ("rewards", "samples", "unanimous"),
+    [((1.0, 1.0), 2, "correct"), ((0.0, 0.0, None), 3, "wrong"), ((1.0, 1.0), 4, "correct")],
+)
+def test_a_unanimous_group_is_kept_where_it_is_to_be_shaped(
+    rewards: tuple[float | None, ...], samples: int, unanimous: str
+) -> None:
+    event = close_group(group(*rewards, samples=samples), GroupSettings(zero_variance="shape"), 50.0)
+    assert isinstance(event, GroupReady)
+    assert event.unanimous == unanimous
+    assert [member.disposition for member in event.members] == [None if r is not None else "invalid" for r in rewards]
+    assert {member.advantage for member in event.members} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "samples", "reason"),
+    [
+        ((0.5, 0.5), 2, "zero_variance"),
+        ((1.0,), 1, "zero_variance"),
+        ((1.0, None), 2, "zero_variance"),
+        ((None, None), 2, "invalid"),
+        ((1.0,), 4, "expired"),
+    ],
+)
+def test_what_is_not_unanimous_is_dropped_even_then(
+    rewards: tuple[float | None, ...], samples: int, reason: str
+) -> None:
+    event = close_group(group(*rewards, samples=samples), GroupSettings(zero_variance="shape"), 50.0)
+    assert isinstance(event, GroupDropped)
+    assert event.reason == reason
+
+
+def test_a_group_with_variance_is_not_unanimous() -> None:
+    event = close_group(group(1.0, 0.0), GroupSettings(zero_variance="shape"), 50.0)
+    assert isinstance(event, GroupReady)
+    assert event.unanimous is None
+
+
 def test_a_partial_group_with_enough_members_is_ready() -> None:
     event = close_group(group(1.0, 0.0, samples=4), GroupSettings(min_samples=2), 50.0)
     assert isinstance(event, GroupReady)
