@@ -24,6 +24,12 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     check_trainable(config)
     if "dispatcher" not in settings:
         return 0
+    remember_s, timeout_s = config.service("groups").remember_s, settings["dispatcher"].group_timeout_s
+    if remember_s <= timeout_s:
+        raise ConfigError(
+            f"groups.remember_s is {remember_s:g}; allowed: more than dispatcher.group_timeout_s, which is "
+            f"{timeout_s:g}, for a restarted aggregator ends the groups that are older"
+        )
     from producers.dispatcher.service import load_prompts
 
     _, held_back = load_prompts(settings["dispatcher"])

@@ -31,7 +31,7 @@ class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     )
     canary_bound: Annotated[
         float, Meta(gt=0, description="mean |Δ log p| between a producer and the learner that raises an alarm")
-    ] = 0.1
+    ] = 0.2
 
     def __post_init__(self) -> None:
         if self.kind == "delta" and self.anchor_every == 1:

@@ -207,8 +207,9 @@ class _Shard:
                 if not caught_up.is_set() and (held or all([await reader.position(*k) >= ends[k] for k in keys])):
                     caught_up.set()
                 if held:
-                    # The commit metadata is nearly full: deadlines will finish records and make room.
-                    await self._scope.until_stopped(_POLL_S)
+                    # The commit metadata is nearly full: deadlines will finish records and make room. No wait for
+                    # the stop of the service: once that has come, it would yield to nobody any more.
+                    await asyncio.sleep(_POLL_S)
                     continue
                 records = await reader.poll(_POLL_S, max_records=_MAX_RECORDS)
                 if records:

@@ -69,7 +69,9 @@ class Aggregator:
                     event.group_id, rollouts, event.time_s, closed=True, requested_s=event.requested_s
                 )
             case RolloutDisposed(disposition="duplicate"):
-                self._memory.remember(event.group_id, (event.rollout,), event.time_s, closed=False, requested_s=0.0)
+                # The group was requested before, and nothing on this record says when.
+                told_s = event.time_s
+                self._memory.remember(event.group_id, (event.rollout,), told_s, closed=False, requested_s=told_s)
             case _:
                 pass
 

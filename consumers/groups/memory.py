@@ -80,7 +80,7 @@ class Memory:
             self._forget(group_id)
 
     def _forget(self, group_id: str) -> None:
-        until_s, requested_s, closed = _Head.unpack_from(self._groups.pop(group_id))
-        if closed:
-            # A time that a damaged record claims must not move the edge into the future.
-            self._edge_s = max(self._edge_s, min(requested_s, until_s - self._remember_s + SKEW_S))
+        until_s, requested_s, _ = _Head.unpack_from(self._groups.pop(group_id))
+        # Of a group that is open still, too: where a broker loses what was committed, told duplicates come again.
+        # A time that a damaged record claims must not move the edge into the future.
+        self._edge_s = max(self._edge_s, min(requested_s, until_s - self._remember_s + SKEW_S))

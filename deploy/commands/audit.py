@@ -1,6 +1,7 @@
 """`eachprompt audit`: how every rollout ended, proved from the raw topics."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from deploy.command import add_config_arguments, add_json_argument
 from deploy.config import load
-from deploy.errors import FAILED
+from deploy.errors import FAILED, ConfigError
 
 if TYPE_CHECKING:
     from deploy.verdict import Audit
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LATEST_S: Final = 1e11  # what events may say, too
 _SHOWN: Final = 20
 
 
@@ -31,15 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def moment(text: str, now_s: float | None = None) -> float:
     """A time as unix seconds. argparse.ArgumentTypeError says what is allowed."""
     try:
-        if text[-1:] in _UNITS_S and text[:1].isdigit():
-            return (time.time() if now_s is None else now_s) - float(text[:-1]) * _UNITS_S[text[-1]]
-        if text.replace(".", "", 1).isdigit():
-            return float(text)
-        parsed = datetime.fromisoformat(text)
+        moment_s = _seconds(text, time.time() if now_s is None else now_s)
     except ValueError:
+        moment_s = math.nan
+    if not 0 <= moment_s < _LATEST_S:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time; allowed: unix seconds, 2026-01-31T12:00, or an age such as 90s, 15m, 6h, 2d"
-        ) from None
+        )
+    return moment_s
+
+
+def _seconds(text: str, now_s: float) -> float:
+    if text[-1:] in _UNITS_S and text[:1].isdigit():
+        return now_s - float(text[:-1]) * _UNITS_S[text[-1]]
+    if text.replace(".", "", 1).isdigit():
+        return float(text)
+    parsed = datetime.fromisoformat(text)
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
@@ -49,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     from deploy.printing import print_json
     from deploy.runlog import run_log
 
+    if None not in (arguments.since, arguments.until) and arguments.since >= arguments.until:
+        raise ConfigError("--since is not before --until, so no rollout would be judged; allowed: an earlier --since")
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     period = Period(arguments.since, arguments.until)
     with run_log(config) as log, _progress() as on_progress:

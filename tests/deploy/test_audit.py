@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.audit import Ledger
-from deploy.commands.audit import moment
+from deploy.commands.audit import add_arguments, moment, run
+from deploy.errors import ConfigError
 from deploy.tally import Window
 from deploy.verdict import OLDEST_LISTED, Audit
 from schemas import (
@@ -286,6 +287,19 @@ def test_a_planned_rollout_that_was_also_dropped_is_duplicated(records: Records)
 )
 def test_times_are_ages_unix_seconds_or_dates(text: str, seconds: float) -> None:
     assert moment(text, now_s=1000.0) == seconds
+
+
+@pytest.mark.parametrize("text", ["500000h", "9" * 400 + "d", "99999999999999", "1960-01-01"])
+def test_a_time_before_1970_or_beyond_what_events_may_say_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time; allowed: unix seconds"):
+        moment(text, now_s=1000.0)
+
+
+def test_a_period_that_ends_before_it_begins_judges_nothing_and_is_refused() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigError, match="--since is not before --until"):
+        run(parser.parse_args(["--since", "1h", "--until", "2h"]))
 
 
 def test_a_time_that_is_none_is_refused_in_a_sentence() -> None:

@@ -237,6 +237,12 @@ def test_dispatcher_without_held_back_prompts_has_no_rounds(tmp_path: Path) -> N
     assert settings.held_back is None
 
 
+def test_a_memory_shorter_than_a_group_may_take_is_refused(tmp_path: Path) -> None:
+    config = load(write_run(tmp_path), directory=tmp_path / "run", overrides=["groups.remember_s=600"])
+    with pytest.raises(ConfigError, match=r"groups\.remember_s is 600; allowed: more than dispatcher\.group_timeout_s"):
+        check(config)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -299,7 +299,8 @@ class Hoard(Pairs):
         return Turn()
 
 
-async def test_a_fold_counts_what_it_has_read_ahead(
+@pytest.mark.timeout(60)  # a stage that does not stop spins, so that no other deadline is heard
+async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a transaction is written, records queue up: they are begun later, and the metadata must hold them."""

@@ -396,10 +396,10 @@ def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], 
 
     assert stage.finished == set(range(len(stage.log)))
     # Of a group that ended without a rollout `expired` is said each time: it counts where nothing else was said.
-    late = {event.rollout for event in stage.events if is_late(event)}
-    ends = ends_of([event for event in stage.events if not is_late(event)])
+    late = [event for event in stage.events if isinstance(event, RolloutDisposed) and event.disposition == "expired"]
+    ends = ends_of([event for event in stage.events if event not in late])
     scored = {event.rollout for event in stage.log if isinstance(event, RolloutScored)}
-    assert Counter(ref for ref, _ in ends) + Counter(late) == dict.fromkeys(scored, 1)
+    assert Counter(ref for ref, _ in ends) + Counter({end.rollout for end in late}) == dict.fromkeys(scored, 1)
     closings = [
         event.group_id for event in stage.events if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)
     ]
@@ -408,17 +408,11 @@ def test_every_scored_rollout_ends_exactly_once(actions: list[tuple[Any, ...]], 
     assert_first_scored_attempts_win(stage)
 
 
-def is_late(event: Event) -> bool:
-    """Whether it is the word on a score of which nobody can say whether another end was told."""
-    return isinstance(event, RolloutDisposed) and event.disposition == "expired"
-
-
 def assert_first_scored_attempts_win(stage: Stage) -> None:
     """A group's member is its rollout's first score on the log, with that score's reward; the rest are duplicates."""
     first = {event.rollout_id: event for event in reversed(stage.log) if isinstance(event, RolloutScored)}
-    unheard = {event.group_id for event in stage.events if isinstance(event, GroupDropped | GroupEvaluated)} - {
-        event.group_id for event in stage.events if getattr(event, "members", ())
-    }
+    ended = [event for event in stage.events if isinstance(event, GroupReady | GroupDropped | GroupEvaluated)]
+    unheard = {event.group_id for event in ended if not event.members}
     for event in stage.events:
         match event:
             case GroupReady() | GroupDropped() | GroupEvaluated():
