@@ -16,6 +16,7 @@ records go in, in any order, and a verdict comes out. Memory: about 70 bytes a r
 from collections.abc import Mapping
 from typing import Final
 
+from deploy.dead_ends import DeadEnds
 from deploy.judgement import Finished, Judgement, place_of
 from deploy.rollout_names import dead_rollouts, rollout_name
 from deploy.tally import LATE, PRODUCED, READY, Fact, Slot, Tally, Window
@@ -51,7 +52,7 @@ class Ledger:
         self._tally = Tally(window or Window({}))
         self._steps: dict[int, StepCompleted] = {}
         self._step_conflicts: list[Finding] = []
-        self._dead_groups: set[bytes] = set()
+        self._dead_ends = DeadEnds()
         self._newest_s = 0.0
 
     def add(self, ref: Ref, value: bytes | memoryview, time_s: float = 0.0) -> None:
@@ -75,7 +76,8 @@ class Ledger:
         took and wrote nothing about is unaccounted; without it, it is taken to be in flight. `log_start` holds the
         first offset that retention left of each partition of `rollouts` (0 where absent); older ones are not judged.
         """
-        closing = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, self._dead_groups)
+        dead_ends = self._dead_ends.judge(finished)
+        closing = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, dead_ends)
         return closing.verdict(self._step_conflicts)
 
     def _add_rollout(self, ref: Ref, value: bytes | memoryview, time_s: float) -> None:
@@ -103,9 +105,9 @@ class Ledger:
             case StepCompleted():
                 self._add_step(ref, event)
             case DeadLetter():
-                if event.source.topic in ("scores", "groups") and event.key is not None:
-                    self._dead_groups.add(event.key)
-                for rollout in dead_rollouts(event):
+                rollouts = dead_rollouts(event)
+                self._dead_ends.add(event, rollouts)
+                for rollout in rollouts:
                     if slot := self._tally.slot(rollout):
                         slot.columns.end(slot.row, "dead_letter")
             case _:

@@ -4,10 +4,10 @@ import heapq
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 
 import numpy as np
 
+from deploy.dead_ends import StandingEnds
 from deploy.tally import DISPOSITIONS, LATE, PRODUCED, READY, Columns, Tally
 from deploy.verdict import MAX_LISTED, OLDEST_LISTED, WAITS, Audit, Finding, Kind, Waiting
 from schemas import Ref, StepCompleted
@@ -26,13 +26,13 @@ class Judgement:
         newest_s: float,
         finished: Finished | None,
         log_start: Mapping[int, int],
-        dead_groups: AbstractSet[bytes],
+        dead_ends: StandingEnds,
     ) -> None:
         self._tally = tally
         self._newest_s = newest_s
         self._finished = finished
         self._log_start = log_start
-        self._dead_groups = dead_groups
+        self._dead_ends = dead_ends
         self._steps_of: dict[Ref, list[int]] = defaultdict(list)
         self._rejected: dict[Ref, set[int]] = defaultdict(set)
         for step in steps.values():
@@ -76,7 +76,7 @@ class Judgement:
     def _judge(self, columns: Columns, index: int) -> None:
         ends: list[str] = list(dict.fromkeys(self._count_trained(columns, index)))
         ends += [end for end in columns.ends_of(index) if end not in ends]
-        if len(ends) > 1 and "dead_letter" in ends:
+        if "dead_letter" in ends and (len(ends) > 1 or self._dead_ends.is_over(columns.ref(index))):
             ends.remove("dead_letter")
         if ends in ([], ["dead_letter"]) and self._is_late(columns, index):
             ends = ["expired"]
@@ -85,8 +85,7 @@ class Judgement:
         elif ends:
             self._dispositions[ends[0]] += 1
         elif wrong := self._lost(columns, index):
-            # Of a score or group that cannot be read only the key is known, its group: that is what the rollout lacks.
-            if columns.name_bytes(index).rpartition(b".")[0] in self._dead_groups:
+            if self._dead_ends.excuses(columns.name_bytes(index)):
                 self._dispositions["dead_letter"] += 1
             else:
                 self._find(columns, index, wrong, "unaccounted")

@@ -30,6 +30,7 @@ HANDED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "run.samples": ("dispatcher.samples",),
     "run.groups_per_batch": ("dispatcher.groups_per_batch", "batches.groups_per_batch"),
     "run.max_staleness": ("dispatcher.max_staleness", "batches.max_staleness"),
+    "run.retention_h": ("dispatcher.retention_h",),
     "run.ranks": ("learner.ranks", "batches.ranks"),
     "prompts": ("dispatcher.source",),
     "held_back": ("dispatcher.held_back",),

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 
 from deploy.errors import USAGE, DeployError
 from deploy.guard import Guard
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_OUTSIDE = 75
 """How `streams.service` says that the cause lies outside; importing that would load the log's clients."""
+
+_STRUCK = (0, -SIGTERM, -SIGKILL)
+"""How a service ends that somebody stopped or killed: a drained one has the code 0."""
 
 _TAIL_BYTES = 16_384
 _KILLED_S = 10.0
@@ -145,11 +148,14 @@ class Supervisor:
                 return
             if end.code == USAGE:
                 raise GaveUpError(str(end), USAGE)
-            delay_s = restarts.failed(end.served_s, end.outside is not None)
+            delay_s = restarts.failed(end.served_s, end.outside is not None, end.code in _STRUCK)
             if delay_s is None:
                 raise GaveUpError(f"gave up on {unit.service} after {restarts.quick} quick failures: {end}", 1)
             self.restarts[unit.service] += 1
             cause = f"; the cause lies outside ({end.outside})" if end.outside is not None else ""
+            if delay_s and not cause and end.served_s >= self._policy.quick_s:
+                often = f"{restarts.deaths} times within {self._policy.window_s:g} s"
+                cause = f"; it died {often}, each time after it was ready"
             self._note(f"{end}{cause}; starting it again {f'in {delay_s:g} s' if delay_s else 'at once'}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
@@ -180,8 +186,8 @@ class Supervisor:
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:
             return "it says so"
-        if served_s >= self._policy.quick_s:
-            return None  # it is started again at once, whatever it was
+        if served_s >= self._policy.quick_s and child.returncode in _STRUCK:
+            return None  # it is started again at once
         return await asyncio.to_thread(storage_obstacle, self._storage)
 
     async def _abandon(self, children: Sequence[Child]) -> None:

@@ -16,10 +16,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from learner.errors import RankError
 from learner.rendezvous import Place, changes, place_of
+
+_VERDICT_S: Final = 2.0
+"""How much later than its own deadline rank 0's word may arrive."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Lifeline:
         if self._world == 1:
             return self._opened()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await (self._receive() if self._rank == 0 else self._come())
+            async with asyncio.timeout(timeout_s) as limit:
+                return await (self._receive() if self._rank == 0 else self._come(limit, timeout_s))
         except TimeoutError as error:
             sentence = f"learner rank {self._rank} waited {timeout_s:g} s for {self._missing()}"
             self._tell({"failed": sentence})
@@ -138,14 +141,14 @@ class Lifeline:
         else:
             del self._peers[rank]
 
-    async def _come(self) -> Meeting:
+    async def _come(self, limit: asyncio.Timeout, timeout_s: float) -> Meeting:
         with changes(self._place) as changed:
             while True:
-                if (meeting := await self._try()) is not None:
+                if (meeting := await self._try(limit, timeout_s)) is not None:
                     return meeting
                 await changed.next()
 
-    async def _try(self) -> Meeting | None:
+    async def _try(self, limit: asyncio.Timeout, timeout_s: float) -> Meeting | None:
         """Ask rank 0, wherever it is said to be; None: there is none, it has ended, or waits for no one any more."""
         port = self._place.told()
         if port is None:
@@ -156,6 +159,8 @@ class Lifeline:
             return None
         self._peers[0] = writer
         self._tell({"rank": self._rank})
+        # Rank 0 may have begun to wait later, and it alone can say who is missing: it does so within its own time.
+        limit.reschedule(asyncio.get_running_loop().time() + timeout_s + _VERDICT_S)
         said = await _hear(reader)
         if "store" in said:
             self._met = True

@@ -303,11 +303,19 @@ class Training:
 
     async def _write(self, position: Position, staged: State, publishing: asyncio.Task[None] | None) -> None:
         """Weights of the step are out before its checkpoint is there: no life after it would publish them."""
-        if publishing is not None:
-            await publishing
+        while not await self._is_out(publishing):
+            pass
         began = time.monotonic()
         await self._together(self._background, partial(self._checkpoints.save, position, staged))
         self._scope.gauge("checkpoint_write_s", time.monotonic() - began)
+
+    async def _is_out(self, publishing: asyncio.Task[None] | None) -> bool:
+        """Whether rank 0's upload is done: it may take longer than a collective, in which the others would wait."""
+        if publishing is not None:
+            await asyncio.wait([publishing], timeout=self._settings.collective_timeout_s / 4)
+        out = publishing is None or (publishing.done() and publishing.result() is None)
+        ask = partial(self._ranks.exchange, b"out" if out else b"not yet", self._ranks.background)
+        return (await self._together(self._background, ask))[0] == b"out"
 
     async def _saved(self) -> None:
         if self._saving is not None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -29,6 +29,8 @@ from streams.faults import reach
 _CHUNK_BYTES: Final = 1 << 20
 _NO_PLACE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 """What a reference is to blame for, and not the store."""
+_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BlobStore:
@@ -103,15 +105,26 @@ class BlobStore:
             temporary.replace(target)
         return target
 
-    def delete_older_than(self, age_s: float) -> int:
-        """Delete blobs last modified more than `age_s` ago; the number deleted. Keep it above the topics' retention."""
+    def delete_older_than(
+        self, age_s: float, may_go: Callable[[str], bool], stopping: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Delete blobs last modified more than `age_s` ago of whose name, relative to the root, `may_go` says so.
+
+        The number deleted; ends early once `stopping` says so. Keep `age_s` above the topics' retention. What a killed
+        writer left behind is deleted like what it was to become.
+        """
         limit = time.time() - age_s
         deleted = 0
         for path, info in self._fs.find(self._path, detail=True).items():
+            if stopping():
+                break
             modified = info.get("mtime") or info.get("LastModified")
-            if modified is not None and float(getattr(modified, "timestamp", lambda m=modified: m)()) < limit:
-                self._fs.rm_file(path)
-                deleted += 1
+            if modified is None or float(getattr(modified, "timestamp", lambda m=modified: m)()) >= limit:
+                continue
+            if may_go(str(path).removeprefix(f"{self._path}/")):
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+                    deleted += 1
         return deleted
 
     def _place(self, name: str, digest: str) -> str:
@@ -148,9 +161,18 @@ class BlobStore:
         except FileNotFoundError as error:
             raise BlobError(f"blob {ref.uri} is not there") from error
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_PLACE:
+            if isinstance(error, OSError) and not self._is_at_fault(ref, error):
                 raise
             raise BlobError(f"blob {ref.uri!r} is no place of the store: {error}") from error
+
+    def _is_at_fault(self, ref: BlobRef, error: OSError) -> bool:
+        """Whether the reference is, since every other one can be read: a reader that died of it would do so again."""
+        place = os.path.normpath(self._fs._strip_protocol(ref.uri))
+        if not place.startswith(f"{self._path}/"):
+            return error.errno not in _NO_ROOM  # which is the target's, and not that of a place outside of the store
+        if error.errno in _FORBIDDEN:
+            return self._local and os.access(self._path, os.R_OK | os.X_OK)
+        return error.errno in _NO_PLACE
 
 
 def _read(path: str, ref: BlobRef) -> memoryview:

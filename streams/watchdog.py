@@ -23,7 +23,7 @@ class Watchdog:
         self._stands: dict[tuple[str, int], tuple[int, float]] = {}
 
     async def look(self, reader: Reader) -> None:
-        """To be called when a poll gave nothing. StreamsError: a partition is stuck."""
+        """To be called when a poll gave less than was asked for, often. StreamsError: a partition is stuck."""
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return

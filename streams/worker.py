@@ -119,6 +119,8 @@ class _Pump:
                 # Drained: what follows are transaction markers, and every record before them was begun.
                 for (_, partition), position in (await self._reader.positions()).items():
                     self._trackers[partition].advance(position)
+            if len(records) < room:
+                # All that was fetched is taken: a partition that gave nothing to this had nothing, or is stuck.
                 await self._watchdog.look(self._reader)
             for record in records:
                 self._begin(record, tasks)

@@ -62,6 +62,11 @@ class Memory:
         pair = (rollout.partition, rollout.offset)
         return group is not None and any(pair == known for known in _Pair.iter_unpack(group[_Head.size :]))
 
+    def rollouts(self, group_id: str) -> set[Ref]:
+        """The records of the group that it knows to have ended."""
+        known = self._groups.get(group_id, b"")[_Head.size :]
+        return {Ref("rollouts", partition, offset) for partition, offset in _Pair.iter_unpack(known)}
+
     def closed(self, group_id: str) -> bool:
         """Whether the group was closed."""
         group = self._groups.get(group_id)

@@ -32,7 +32,7 @@ class OpenGroup:
     """Members by rollout id, in the order in which their first scored attempts came.
 
     `since_s` is when its first score came, or its request where none has; `asked` is None where its request was not
-    read yet; `due_s` is when it was to be closed at first.
+    read yet; `told` are repeated rollouts that ended as duplicates; `due_s` is when it was to be closed at first.
     """
 
     group_id: str
@@ -41,6 +41,7 @@ class OpenGroup:
     closes_s: float
     asked: Asked | None = None
     members: dict[str, tuple[RolloutScored, Record]] = field(default_factory=dict)
+    told: set[Ref] = field(default_factory=set)
     due_s: float = field(init=False)
 
     def __post_init__(self) -> None:

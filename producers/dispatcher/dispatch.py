@@ -258,6 +258,9 @@ class Dispatch:
         """A request that its producer could not take ends its group, and its prompt is not asked for again."""
         if letter.source.topic != "prompts":
             return
+        if letter.purged:
+            self._refuse_purged(letter)
+            return
         try:
             request = decode(letter.data)
         except UndecodableError:
@@ -267,3 +270,12 @@ class Dispatch:
             (self.evaluating if request.purpose == "evaluate" else self.admission).ended(request.group_id)
             if not self._rebuilding:
                 self._notes.append(f"prompt {request.prompt_id} is not asked for again: {letter.error}")
+
+    def _refuse_purged(self, letter: DeadLetter) -> None:
+        """The request's bytes are gone; its record's key, which the letter has kept, is its group."""
+        group = (letter.key or b"").decode(errors="replace")
+        prompt_id, _, visit = group.rpartition(".")
+        if prompt_id in self._prompts and visit.isdigit():
+            self._curriculum.refused(prompt_id)
+            self.admission.ended(group)
+            self.evaluating.ended(group)

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Final
 
+from producers.dispatcher.collection import Needed, collect_regularly
 from producers.dispatcher.dispatch import TOPICS, Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt, SourceError, without
@@ -51,11 +52,12 @@ async def main(scope: Scope, settings: DispatcherSettings) -> None:
     await writer.open()
     try:
         changed, caught_up = asyncio.Event(), asyncio.Event()
-        unreadable = Unreadable()
+        unreadable, needed = Unreadable(), Needed()
 
         def take(event: Event, record: Record) -> None:
             dispatch.on_event(event)
             unreadable.on_event(event)
+            needed.on_event(event)
             changed.set()
 
         def refuse(record: Record, error: str) -> None:
@@ -75,6 +77,8 @@ async def main(scope: Scope, settings: DispatcherSettings) -> None:
             )  # fmt: skip
             scope.add_status(dispatch.waiting)
             scope.ready()
+            if settings.retention_h:
+                scope.spawn(collect_regularly(scope, settings.retention_h, needed), "blobs are collected")
             await _keep_full(scope, dispatch, unreadable, writer, changed)
         following.cancel()
     finally:

@@ -41,6 +41,9 @@ class DispatcherSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     final_evaluation_wait_s: Annotated[
         float, Meta(gt=0, description="longest wait for every producer to hold the final weights")
     ] = 300.0
+    retention_h: Annotated[
+        float, Meta(ge=0, description="hours that records stay on the log; their blobs go a day later; 0: never")
+    ] = 0.0
     max_steps: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="stop asking after this many steps; none for no end")
     ] = None

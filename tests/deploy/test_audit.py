@@ -22,6 +22,7 @@ from schemas import (
     Ref,
     Rejected,
     RolloutDisposed,
+    RolloutScored,
     StepCompleted,
     decode,
     encode,
@@ -190,6 +191,39 @@ def test_a_record_that_does_not_decode_is_produced_all_the_same(records: Records
     audit = audited([*records, (bad, b"\xc1"), (Ref("dead-letters", 0, 0), encode(letter))])
     assert audit.clean
     assert audit.dispositions["dead_letter"] == 1
+
+
+def test_a_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_group(records: Records) -> None:
+    """A score was refused, and another of the same group was taken and lost."""
+    upstream = [record for record in records if record[0].topic in ("rollouts", "scores")]
+    (place, value), event = next((record, decode(record[1])) for record in upstream if record[0].topic == "scores")
+    assert isinstance(event, RolloutScored)
+    mates = [ref for ref, data in upstream if ref.topic == "scores" and in_group(data, event.group_id)]
+    key, letters = event.group_id.encode(), [Ref("dead-letters", 0, offset) for offset in range(3)]
+
+    def verdict(*told: DeadLetter, done: Callable[[Ref], bool] = mates.__contains__) -> tuple[int, int]:
+        said = [(ref, encode(letter)) for ref, letter in zip(letters, told, strict=False)]
+        audit = audited([*upstream, *said], finished=lambda stage, ref: stage == "groups" and done(ref))
+        return audit.dispositions["dead_letter"], audit.unaccounted
+
+    named = DeadLetter(source=place, stage="groups", error="no", data=value, key=key, time_s=0.0)
+    unread = msgspec.structs.replace(named, data=b"\xc1")
+    purged = msgspec.structs.replace(named, data=b"", purged=True, ends=(event.rollout,))
+    assert verdict(named) == verdict(named, purged) == verdict(purged) == (1, len(mates) - 1)
+    assert verdict(unread) == (len(mates), 0), "it may have been any of them"
+
+    again = Ref("scores", place.partition, 10_000)
+    for letter, before in ((named, (1, len(mates) - 1)), (unread, (len(mates), 0))):
+        back = msgspec.structs.replace(letter, data=b"", replayed=again)
+        assert verdict(letter, back) == before, "which groups has not come to yet"
+        assert verdict(letter, back, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
+        second = msgspec.structs.replace(letter, source=again)
+        assert verdict(letter, back, second, done=lambda ref: ref in (*mates, again)) == before
+
+
+def in_group(data: bytes, group: str) -> bool:
+    event = decode(data)
+    return isinstance(event, RolloutScored) and event.group_id == group
 
 
 @pytest.mark.parametrize(

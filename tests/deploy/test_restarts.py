@@ -42,6 +42,22 @@ def test_a_tight_loop_of_restarts_is_impossible(outside: bool) -> None:
     assert restarts.failed(0.0, outside) == 0.5
 
 
+def test_what_dies_again_and_again_of_its_own_fault_is_delayed() -> None:
+    restarts = Restarts(POLICY)
+    assert [restarts.failed(11.0) for _ in range(POLICY.deaths)] == [0.0] * POLICY.deaths
+    assert [restarts.failed(11.0) for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert restarts.deaths == POLICY.deaths + 6
+    assert restarts.failed(POLICY.window_s + 1) == 0.0, "it was at work for long"
+    assert restarts.failed(11.0) == 0.0
+
+
+def test_who_is_killed_again_and_again_starts_at_once() -> None:
+    restarts = Restarts(POLICY)
+    assert {restarts.failed(11.0, struck=True) for _ in range(1000)} == {0.0}
+    assert {restarts.failed(11.0, outside=True) for _ in range(1000)} == {0.0}
+    assert restarts.failed(11.0) == 0.0
+
+
 @given(st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=50))
 def test_delays_stay_within_the_policy_and_only_own_quick_failures_end_it(lives: list[tuple[float, bool]]) -> None:
     restarts = Restarts(POLICY)
@@ -56,4 +72,7 @@ def test_delays_stay_within_the_policy_and_only_own_quick_failures_end_it(lives:
             assert own_quick == POLICY.quick_failures and not outside
             return
         assert own_quick < POLICY.quick_failures
-        assert delay_s == 0.0 if served_s >= POLICY.quick_s else POLICY.first_s <= delay_s <= POLICY.max_s
+        if served_s < POLICY.quick_s or (restarts.deaths > POLICY.deaths and not outside):
+            assert POLICY.first_s <= delay_s <= POLICY.max_s
+        else:
+            assert delay_s == 0.0

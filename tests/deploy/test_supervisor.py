@@ -100,6 +100,28 @@ async def test_a_dead_process_is_started_again(tmp_path: Path) -> None:
     assert notes == [f"svc ended with signal 9: up (see {tmp_path / 'svc.log'}); starting it again in 0.05 s"]
 
 
+async def test_what_dies_of_its_own_fault_whenever_it_is_at_work_is_delayed(tmp_path: Path) -> None:
+    """But not what somebody kills as often."""
+    notes: list[str] = []
+    policy = RestartPolicy(first_s=60.0, max_s=60.0, quick_s=0.0, quick_failures=3, deaths=2)
+    units = [unit(tmp_path, "faulty", "import sys; sys.exit(3)"), unit(tmp_path, "struck", LINGER)]
+    supervisor = Supervisor(units, policy, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    for life in range(1, 6):
+        await until("for the next life", said(tmp_path, "struck", life))
+        os.kill(pid_of(tmp_path, "struck"), signal.SIGKILL)
+    await until("for the sixth life", said(tmp_path, "struck", 6))
+    await until("for the delay", lambda: any("in 60 s" in note for note in notes))
+    stopping.set()
+    await keeping
+    assert supervisor.restarts == {"faulty": 3, "struck": 5}
+    assert [note.rpartition("; starting it again ")[2] for note in notes if "faulty" in note] == [
+        "at once", "at once", "in 60 s",
+    ]  # fmt: skip
+    assert any("it died 3 times within 600 s, each time after it was ready; starting it again" in n for n in notes)
+
+
 async def test_gives_up_and_names_service_code_and_last_line(tmp_path: Path) -> None:
     crash = "import sys; print('first'); print('the reason'); sys.exit(3)"
     units = [unit(tmp_path, "other", LINGER), unit(tmp_path, "svc", crash)]

@@ -31,7 +31,7 @@ from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from schemas import Unanimous
-from tests.learner import loss_ranks
+from tests.learner import family_ranks, loss_ranks
 
 SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
@@ -383,7 +383,10 @@ SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = (
             modes,
         )
     }
-    | {function.__name__: function for function in (kl, shaped, loss_ranks.objectives, loss_ranks.sharded_head)}
+    | {
+        function.__name__: function
+        for function in (kl, shaped, loss_ranks.objectives, loss_ranks.sharded_head, family_ranks.families)
+    }
     | {f"resume_from_{left_by}": partial(resume_from, left_by) for left_by in (1, 2, 3)}
 )
 

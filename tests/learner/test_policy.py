@@ -1,5 +1,6 @@
 """Packed rows equal one sequence at a time, in every supported family; other directories are refused."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,6 @@ from typing import Any, Literal
 import msgspec
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as flash
@@ -18,66 +18,16 @@ from learner.policy import Policy, load_model, mixed_precision, model_shape, sto
 from learner.sequences import Rollout, pack
 from learner.settings import SUPPORTED, LearnerSettings
 from learner.weights import stored_form
+from tests.learner.families import SHAPES, build_family
 
 SETTINGS = LearnerSettings(model="m")
 STOCK = LearnerSettings(model="m", attention="sdpa")
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "initializer_range": 0.2,
-}
-FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
-    "qwen3_moe": (
-        transformers.Qwen3MoeConfig,
-        transformers.Qwen3MoeForCausalLM,
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
-    ),
-    "mixtral": (
-        transformers.MixtralConfig,
-        transformers.MixtralForCausalLM,
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.1, "attention_dropout": 0.1},
-    ),
-    "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM, {"num_experts": 4, "num_experts_per_tok": 2}),
-    "deepseek_v3": (
-        transformers.DeepseekV3Config,
-        transformers.DeepseekV3ForCausalLM,
-        {
-            "num_key_value_heads": 4,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_group": 2,
-            "topk_group": 2,
-            "moe_intermediate_size": 16,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": 16,
-            "kv_lora_rank": 16,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 8,
-        },
-    ),
-}
-
 
 @pytest.fixture(scope="module", params=SUPPORTED)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config_class, model_class, changes = FAMILIES[request.param]
     path: Path = tmp_path_factory.mktemp(request.param)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = model_class(config_class(**{**COMMON, **changes}))
-        for name, buffer in model.named_buffers():
-            if "correction_bias" in name:
-                buffer.normal_()
-        model.save_pretrained(path)
+    build_family(request.param, path)
     return path
 
 
@@ -190,14 +140,7 @@ def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
 def test_the_shape_and_the_stored_names_are_the_models_own(directory: Path) -> None:
     model: Any = load_model(directory, SETTINGS)
     shape = model_shape(model, 40)
-    dense = getattr(model.config, "first_k_dense_replace", 0)
-    assert (shape.vocabulary, shape.max_tokens, shape.moe_layers, shape.top_k, shape.experts) == (
-        48,
-        40,
-        2 - dense,
-        2,
-        4,
-    )
+    assert shape == replace(SHAPES[model.config.model_type], max_tokens=40)
     assert model_shape(model, None).max_tokens == 64
     stored = stored_tensors(directory)
     assert {name: tuple(t.shape) for name, t in stored_form(model, model.state_dict(), stored).items()} == stored

@@ -377,6 +377,22 @@ def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> Non
         )
 
 
+def test_a_purged_letter_still_refuses_its_prompt_after_a_restart() -> None:
+    """Of the letter only its source and its record's key are left."""
+    setup = configured(groups_per_batch=2, max_staleness=0)
+    first, second = started(Dispatch(setup, prompts(2), [], run_seed=0)).due(0.0)
+    word = DeadLetter(
+        source=Ref("prompts", 0, 0), stage="producer", error="it kills the engine", data=b"", time_s=1.0,
+        key=first.group_id.encode(), purged=True,
+    )  # fmt: skip
+    successor = Dispatch(setup, prompts(2), [], run_seed=0)
+    for event in (word, first, second, dropped(second), msgspec.structs.replace(word, key=b"\xff.0")):
+        successor.on_event(event)
+    successor.rebuilt()
+    assert successor.admission.outstanding == 0
+    assert {request.prompt_id for request in successor.due(2.0)} == {second.prompt_id}
+
+
 def test_longest_first_once_lengths_are_known() -> None:
     setup = configured(groups_per_batch=4, max_staleness=0)
     dispatch = started(Dispatch(setup, prompts(4), [], run_seed=0))

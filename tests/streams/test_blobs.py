@@ -1,8 +1,10 @@
 """Blobs are complete, verified, and never half there."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -102,7 +104,47 @@ def test_an_unknown_store_is_a_configuration_error() -> None:
 
 
 def test_old_blobs_are_deleted_and_young_ones_kept(store: BlobStore) -> None:
-    ref = store.put("a", b"x")
-    assert store.delete_older_than(3600) == 0
+    ref, kept = store.put("routes/a", b"x"), store.put("weights/v1/a", b"x")
+    assert store.delete_older_than(3600, lambda name: True) == 0
     assert bytes(store.get(ref)) == b"x"
-    assert store.delete_older_than(-10) == 1
+    assert store.delete_older_than(-10, lambda name: True, stopping=lambda: True) == 0
+    assert store.delete_older_than(-10, lambda name: name.startswith("routes/a.")) == 1
+    assert bytes(store.get(kept)) == b"x"
+    assert store.delete_older_than(-10, lambda name: True) == 1
+
+
+def test_a_store_without_a_blob_has_nothing_to_delete(store: BlobStore) -> None:
+    assert store.delete_older_than(-10, lambda name: True) == 0
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Files have a size and cannot be opened; root may open every file, so that modes cannot show it."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize(("inside", "number"), [(True, errno.EACCES), (False, errno.EACCES), (False, errno.EIO)])
+def test_what_only_this_reference_fails_with_is_its_own_fault(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool, number: int
+) -> None:
+    ref = store.put("a", b"x")
+    if not inside:
+        (tmp_path / "outside").write_bytes(b"x")
+        ref = msgspec.structs.replace(ref, uri=f"{ref.uri.rpartition('/')[0]}/../outside")
+    failing(monkeypatch, number)
+    with pytest.raises(BlobError, match="is no place of the store"):
+        store.get(ref)
+
+
+def test_what_the_store_fails_with_is_no_references_fault(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = store.put("a", b"x")
+    failing(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        store.get(ref)
+    failing(monkeypatch, errno.EACCES)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        store.get(ref)

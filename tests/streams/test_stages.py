@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from schemas import Event, GroupDropped, Member, Ref, RolloutDisposed, RolloutScored, StepCompleted, decode, encode
+from schemas import (
+    Event,
+    GroupDropped,
+    Member,
+    Ref,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+    decode,
+    encode,
+    partition_of,
+)
 from streams.admin import Admin, TopicSpec
 from streams.blobs import BlobStore
 from streams.broker import Broker
@@ -339,6 +350,42 @@ async def test_a_fold_whose_reader_is_stuck_ends(log: Log, tmp_path: Path, monke
         async with asyncio.timeout(20), scope_of(log, tmp_path) as scope:
             await run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: Pairs())
     assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and is read no further than 0")
+
+
+async def test_a_worker_notices_one_stuck_partition_among_busy_ones(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.watchdog._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.watchdog.STALLED_S", 0.5)
+    stuck, busy = (next(f"g{n}" for n in range(100) if partition_of(f"g{n}", PARTITIONS) == p) for p in (0, 1))
+    entered, polled = Reader.__aenter__, Reader.poll
+
+    async def half_stuck(self: Reader) -> Reader:
+        reader = await entered(self)
+        self.pause("scores", [0])
+        return reader
+
+    async def always_something(self: Reader, timeout_s: float, max_records: int | None = None) -> list[Record]:
+        while not (records := await polled(self, timeout_s, max_records)):
+            pass
+        return records
+
+    async def keep_busy(writer: Writer) -> None:
+        for index in range(2000):
+            await writer.write(scored(busy, index))
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Reader, "__aenter__", half_stuck)
+    monkeypatch.setattr(Reader, "poll", always_something)
+    async with Writer(log) as writer:
+        await writer.write(scored(stuck, 0))
+        writing = asyncio.create_task(keep_busy(writer))
+        with pytest.raises(ExceptionGroup) as raised:
+            async with asyncio.timeout(10), scope_of(log, tmp_path) as scope:
+                await run_worker(scope, SPEC, Collector())
+        writing.cancel()
+        await asyncio.wait([writing])
+    assert raised.group_contains(StreamsError, match="scores/0 ends at 1 and is read no further than 0")
 
 
 async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log) -> None:
