@@ -124,9 +124,17 @@ def answers(health: Path) -> bool:
 
 
 async def complete(run: Run, children: list[Any]) -> Digests:
-    """Wait for the last weights and end the ranks."""
+    """Wait until the last step is done and saved, and end the ranks.
+
+    An earlier life may have published the last weights already: then this one does the steps after its checkpoint
+    again.
+    """
     await run.published(STEPS, children)
     await all_ready(run, len(children))
+    async with asyncio.timeout(DEADLINE_S):
+        while not (run.context.directory / "checkpoints" / f"step-{STEPS}" / "manifest.json").exists():
+            assert all(child.poll() is None for child in children), run.complaint(0)
+            await asyncio.sleep(0.02)
     assert await end(children) == [0] * len(children), run.complaint(0)
     assert sorted(await steps(run)) == list(range(1, STEPS + 1))
     return await weights(run)
