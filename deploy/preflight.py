@@ -53,6 +53,12 @@ def check_trainable(config: RunConfig) -> None:
             f"batches.token_budget is {budget}; allowed: at least producer.max_model_len, which is {longest}, "
             "for a sequence that fits no micro-batch is never trained on"
         )
+    drawn = config.service("dispatcher").sampling
+    if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
+        raise ConfigError(
+            f"dispatcher.sampling is temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}; "
+            "allowed: temperature above 0, top_p 1 and top_k 0, for the learner cannot weigh tokens that were cut off"
+        )
     if config.blobs.uri:
         try:
             BlobStore(config.blobs.uri)

@@ -65,6 +65,7 @@ class Checkpoints:
         self._model = model
         self._retention = retention
         self._ranks = ranks
+        self._damaged: set[int] = set()
         cuda = ranks.device.type == "cuda"
         self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
 
@@ -113,6 +114,7 @@ class Checkpoints:
                 return path, manifest
             logger.warning("passes over a damaged checkpoint and looks for the one before it: %s", fault)
             faults.append(fault)
+            self._damaged.add(_step(path))
         if faults:
             raise CheckpointError(f"no checkpoint is whole: {'; '.join(faults)}")
         return None
@@ -166,7 +168,8 @@ class Checkpoints:
             reach("checkpoint.renamed")
             sync(self._directory)
             steps = {_step(path): path for path in _complete_ones(self._directory)}
-            for step in self._retention.dropped(list(steps)):
+            self._damaged.discard(position.step)
+            for step in self._retention.dropped(list(steps), self._damaged):
                 shutil.rmtree(steps[step])
         return b""
 

@@ -57,6 +57,9 @@ class Policy(nn.Module):
             input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False, **told
         )
         hidden = output.last_hidden_state[0, row.predictors]
+        if row.temperature is not None:
+            # softmax(W·h / T): the policy is the distribution that was sampled from, and its log-probs were recorded.
+            hidden = (hidden / row.temperature.unsqueeze(1)).to(hidden.dtype)
         return token_logprobs_and_entropy(hidden, causal.lm_head.weight, row.targets, self.chunk_tokens)
 
     def named_shards(self) -> Iterator[tuple[str, DTensor]]:

@@ -30,6 +30,15 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
         raise RejectedSequenceError(f"{len(ids)} tokens are more than the {shape.max_tokens} that the model takes")
     if ids.max() >= shape.vocabulary:
         raise RejectedSequenceError(f"token id {ids.max()} is not below the vocabulary's {shape.vocabulary}")
+    planned_tokens = planned.prompt_tokens + planned.response_tokens
+    if len(ids) != planned_tokens:
+        raise RejectedSequenceError(f"{len(ids)} tokens are not the {planned_tokens} that its micro-batch has room for")
+    drawn = event.sampling
+    if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
+        raise RejectedSequenceError(
+            f"sampled with temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}, where the "
+            f"policy has no density of its own: allowed are temperature above 0, top_p 1 and top_k 0"
+        )
     if not (math.isfinite(planned.advantage) and math.isfinite(planned.reward)):
         raise RejectedSequenceError(f"advantage {planned.advantage} or reward {planned.reward} is not finite")
     return Rollout(
@@ -41,6 +50,7 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
         advantage=planned.advantage,
         reward=planned.reward,
         staleness=batch - planned.oldest_version,
+        temperature=drawn.temperature,
         unanimous=planned.unanimous,
     )
 

@@ -25,8 +25,9 @@ class Rollout:
     """One sequence to train on.
 
     `tokens` int64 `[P + R]`; `logp_rollout` float32 `[R]`, as the engine sampled; `routes` int16 `[P + R, moe_layers,
-    top_k]` with -1 for native, or None. `reward` and `staleness` (batches since its oldest weights) are only reported.
-    `unanimous` where the group's rewards have no variance: the advantage is then made of the tokens' entropies.
+    top_k]` with -1 for native, or None. `temperature`: at which it was sampled, and is trained. `reward` and
+    `staleness` (batches since its oldest weights) are only reported. `unanimous` where the group's rewards have no
+    variance: the advantage is then made of the tokens' entropies.
     """
 
     rollout_id: str
@@ -37,6 +38,7 @@ class Rollout:
     advantage: float
     reward: float
     staleness: int = 0
+    temperature: float = 1.0
     unanimous: Unanimous | None = None
 
     @property
@@ -50,7 +52,8 @@ class PackedRow:
     """One micro-batch: `tokens` and `position_ids` int64 `[T]`, the others `[R]`, `routes` `[T, moe_layers, top_k]`.
 
     `lengths` are the tokens of each sequence in the row, in its order. `unanimous` `[S]`: 1 for a sequence of a group
-    that was all correct, -1 all wrong, 0 neither; None where that is all of them.
+    that was all correct, -1 all wrong, 0 neither; None where that is all of them. `temperature` `[R]`; None where it is
+    1 for all.
     """
 
     tokens: Tensor
@@ -64,6 +67,7 @@ class PackedRow:
     num_seqs: int
     lengths: tuple[int, ...]
     unanimous: Tensor | None = None
+    temperature: Tensor | None = None
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""
@@ -102,6 +106,7 @@ def pack(rollouts: Sequence[Rollout]) -> PackedRow:
         num_seqs=len(rollouts),
         lengths=tuple(len(rollout.tokens) for rollout in rollouts),
         unanimous=_pack_unanimous(rollouts),
+        temperature=_pack_temperature(rollouts, lengths),
     )
 
 
@@ -125,6 +130,12 @@ def _pack_unanimous(rollouts: Sequence[Rollout]) -> Tensor | None:
     if all(rollout.unanimous is None for rollout in rollouts):
         return None
     return torch.tensor([_UNANIMOUS[rollout.unanimous] for rollout in rollouts])
+
+
+def _pack_temperature(rollouts: Sequence[Rollout], lengths: Tensor) -> Tensor | None:
+    if all(rollout.temperature == 1.0 for rollout in rollouts):
+        return None
+    return torch.repeat_interleave(torch.tensor([rollout.temperature for rollout in rollouts]), lengths)
 
 
 def _pack_routes(rollouts: Sequence[Rollout]) -> Tensor | None:

@@ -154,6 +154,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
                 "learner old 'rollout' has no proximal entropies, and objective 'espo' needs them: use old 'proximal' "
                 "or objective grpo, dapo, gspo, cispo or gmpo"
             )
+        if self.old == "rollout" and self.correction != "none":
+            raise ValueError(
+                f"learner correction {self.correction!r} weighs by old policy against rollout policy, and with old "
+                f"'rollout' they are one: use correction 'none' or old 'proximal'"
+            )
         if self.old == "rollout" and self.router_replay == "old":
             raise ValueError("learner router_replay 'old' replays the proximal pass, which old 'rollout' leaves out")
         if self.ranks % self.copies:

@@ -180,8 +180,8 @@ class Trainer:
     def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
         with self._routed(row.routes) as replay:
             logp, entropy = self.policy(row)
-        metrics |= _mismatch("on", logp, row)
         if replay is not None:
+            metrics |= _mismatch("on", logp, row)
             flips = replay.flips()
             metrics["replay/flip_share"] = torch.stack([flips.flipped.sum(), flips.decisions.sum()]).double()
             for layer, counts in enumerate(torch.stack([flips.flipped, flips.decisions], 1).double()):

@@ -11,7 +11,7 @@ Meta = msgspec.Meta
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How tokens are drawn. Anything but the whole vocabulary at temperature 1 biases the importance ratios."""
+    """How tokens are drawn. The learner trains the policy at this temperature, and only over the whole vocabulary."""
 
     max_tokens: Annotated[int, Meta(ge=1, description="longest response, in tokens")] = 1024
     temperature: Annotated[float, Meta(ge=0, description="0 is greedy")] = 1.0

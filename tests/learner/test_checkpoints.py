@@ -94,6 +94,14 @@ def test_the_newest_are_kept_and_now_and_then_one_for_good(steps: set[int], last
     assert kept - set(sorted(steps)[-last:]) == {step for step in sorted(steps)[:-last] if every and step % every == 0}
 
 
+def test_a_damaged_checkpoint_takes_no_whole_ones_place() -> None:
+    keep = Retention(last=2)
+    assert keep.dropped([10, 11, 12, 13], damaged={12, 13}) == [], "went on from 10, and 11 was written"
+    assert keep.dropped([10, 11, 12, 13], damaged={13}) == [10], "12 was written anew"
+    assert keep.dropped([11, 12, 13, 14], damaged={13}) == [11, 13], "past it"
+    assert keep.dropped([12, 13], damaged={12, 13}) == []
+
+
 def test_every_rank_says_so_if_none_is_whole(two_ranks: list[dict[str, Any]]) -> None:
     for said in two_ranks:
         assert "no checkpoint is whole" in said["damage"]["complaint"]

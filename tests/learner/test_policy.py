@@ -83,15 +83,12 @@ def varlen(
     assert cu_seqlens_k.tolist() == ends
     assert max(end - start for start, end in pairwise(ends)) == max_seqlen_q == max_seqlen_k
     assert isinstance(max_seqlen_q, int)
-    parts = [
-        scaled_dot_product_attention(
-            *(states[None, start:end].transpose(1, 2) for states in (q, k, v)),
-            is_causal=True,
-            scale=softmax_scale,
-            enable_gqa=True,
+    parts = []
+    for start, end in pairwise(ends):
+        one, two, three = (states[None, start:end].transpose(1, 2) for states in (q, k, v))
+        parts.append(
+            scaled_dot_product_attention(one, two, three, is_causal=True, scale=softmax_scale, enable_gqa=True)
         )
-        for start, end in pairwise(ends)
-    ]
     return torch.cat([part[0].transpose(0, 1) for part in parts])
 
 
@@ -135,6 +132,22 @@ def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
     logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors].log_softmax(-1)
     torch.testing.assert_close(logp, logits.gather(1, row.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, -(logits.exp() * logits).sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_rollout_is_trained_at_the_temperature_it_was_sampled_at(directory: Path) -> None:
+    model: Any = load_model(directory, STOCK)
+    cold, warm = (replace(rollout, temperature=t) for rollout, t in zip(sequences()[:2], (0.5, 2.0), strict=True))
+    both = pack([cold, warm])
+    logp, entropy = Policy(load_model(directory, SETTINGS), chunk_tokens=3)(both)
+    expected, spread = [], []
+    for rollout in (cold, warm):
+        row = pack([rollout])
+        logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors] / rollout.temperature
+        tempered = logits.log_softmax(-1)
+        expected.append(tempered.gather(1, row.targets[:, None])[:, 0])
+        spread.append(-(tempered.exp() * tempered).sum(-1))
+    torch.testing.assert_close(logp, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy, torch.cat(spread), atol=1e-5, rtol=1e-5)
 
 
 def test_the_shape_and_the_stored_names_are_the_models_own(directory: Path) -> None:

@@ -122,6 +122,13 @@ def completed(**changes: object) -> RolloutCompleted:
     return msgspec.structs.replace(event, **changes)
 
 
+def nan_logprobs() -> bytes:
+    """As a producer of another make might write it: the event itself cannot be made."""
+    whole, good = encode(completed()), np.array([-1, -2, -3], dtype=np.float32).tobytes()
+    assert whole.count(good) == 1
+    return whole.replace(good, np.array([-1, np.nan, -3], dtype=np.float32).tobytes())
+
+
 def routes_of(array: np.ndarray, first_token: int = 0) -> Routes:
     return Routes(
         experts=4, shape=array.shape, dtype="u1", sentinel=255, first_token=first_token, data=NDArray.of(array)
@@ -179,12 +186,15 @@ def test_routes_from_the_blob_store_are_the_same(tmp_path: Path) -> None:
         (b"junk", "no event"),
         (completed(rollout_id="g.0.1"), "rollout g.0.1 and not g.0.0"),
         (completed(response_ids=NDArray.of(np.array([3, 32, 5], dtype=np.uint32))), "token id 32"),
+        (nan_logprobs(), "no event"),
+        (completed(sampling=Sampling(max_tokens=8, top_p=0.9)), "temperature 1, top_p 0.9, top_k 0"),
+        (completed(sampling=Sampling(max_tokens=8, temperature=0.0)), "temperature 0, top_p 1, top_k 0"),
         (completed(routes=routes_of(np.full((5, 3, 2), 255, dtype=np.uint8))), "3 layers"),
         (completed(routes=routes_of(np.array([[[0, 4], [2, 3]]] * 5, dtype=np.uint8))), "expert 4 of 4"),
         (completed(routes=routes_of(np.array([[[1, 1], [2, 3]]] * 5, dtype=np.uint8))), "one expert twice"),
         (completed(routes=routes_of(np.array([[[1, 255], [2, 3]]] * 5, dtype=np.uint8))), "expert 255 of 4"),
     ],
-    ids=["bytes", "identity", "vocabulary", "layers", "expert", "twice", "half a sentinel"],
+    ids=["bytes", "identity", "vocabulary", "nan", "nucleus", "greedy", "layers", "expert", "twice", "half a sentinel"],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(
     event: RolloutCompleted | bytes, sentence: str, tmp_path: Path
@@ -196,5 +206,16 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
 def test_what_the_plan_says_must_fit_too(tmp_path: Path) -> None:
     with pytest.raises(RejectedSequenceError, match="advantage nan"):
         convert(completed(), tmp_path, advantage=float("nan"))
+    with pytest.raises(RejectedSequenceError, match="5 tokens are not the 4 that its micro-batch has room for"):
+        convert(completed(), tmp_path, response_tokens=2)
     with pytest.raises(RejectedSequenceError, match="5 tokens are more than the 4"):
         convert(completed(), tmp_path, shape=ModelShape(32, 4, 2, 2, 4))
+
+
+def test_the_temperature_comes_with_the_rollout(tmp_path: Path) -> None:
+    warm = convert(completed(sampling=Sampling(max_tokens=8, temperature=0.5)), tmp_path)
+    plain = convert(completed(), tmp_path)
+    assert (warm.temperature, plain.temperature) == (0.5, 1.0)
+    assert pack([plain]).temperature is None
+    packed = pack([plain, warm]).temperature
+    assert packed is not None and packed.tolist() == [1.0] * 3 + [0.5] * 3

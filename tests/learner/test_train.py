@@ -106,6 +106,7 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
     ("changes", "sentence"),
     [
         ({"old": "rollout"}, "has no proximal entropies"),
+        ({"old": "rollout", "objective": "grpo", "correction": "tis"}, "with old 'rollout' they are one"),
         ({"old": "rollout", "objective": "grpo", "router_replay": "old"}, "which old 'rollout' leaves out"),
         ({"correction_settings": {"low": 1.0}}, "takes no settings"),
         ({"decay_steps": 3}, "not above warmup_steps"),
