@@ -1,6 +1,7 @@
 """How the ranks meet, and how an end is noticed at once: a plain connection from every rank to rank 0.
 
-    rank 1 ── {"rank": 1} ─▶ rank 0        held from then on; the kernel closes a killed process's connections at once
+    rank 1 ── {"rank": 1, "run": "…"} ─▶ rank 0    held from then on; the kernel closes a killed process's connections
+    rank 1 ◀─ {"run": "…"} ────── rank 0   at once: it is rank 0 of the same run, and no other program at that port
     rank 1 ◀─ {"store": 40123} ── rank 0   all are here: they have met, and from now on none goes on without another
     rank 1 ◀─ {"failed": "…"} ─── rank 0   the deadline has passed, and who did not come
     rank 1 ◀── {"stopping": 1} ─▶ rank 0   told to stop before the heartbeat, which says so later, has begun
@@ -25,6 +26,10 @@ _VERDICT_S: Final = 2.0
 """How much later than its own deadline rank 0's word may arrive."""
 
 
+_GREETING_S: Final = 5.0
+"""How long who is at the other end may take to say who it is."""
+
+
 @dataclass(frozen=True)
 class Meeting:
     """What the ranks' process groups are made from: rank 0's store at `host`:`port`, which listens on `listening`."""
@@ -47,10 +52,12 @@ class End:
 class Lifeline:
     """Of one rank, used in one event loop: `meet` first, then await `lost` beside everything else."""
 
-    def __init__(self, rank: int, world: int, place: Place) -> None:
+    def __init__(self, rank: int, world: int, place: Place, run: str = "") -> None:
         self._rank = rank
         self._world = world
         self._place = place
+        # Two runs of one name on one machine differ in their directory; on several it may have several names.
+        self._run = run if place.file is None else f"{run} {place.file.parent.resolve()}"
         self._met = False
         self._since = time.monotonic()
         self._arrival = asyncio.Event()
@@ -125,11 +132,15 @@ class Lifeline:
             await self._hold(reader, writer)
 
     async def _hold(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        rank = (await _hear(reader)).get("rank")
-        if self._met or not isinstance(rank, int) or rank not in range(1, self._world):
+        said: dict[str, Any] = {}
+        with suppress(TimeoutError):
+            said = await _greeting(reader)
+        rank = said.get("rank")
+        if self._met or said.get("run") != self._run or not isinstance(rank, int) or rank not in range(1, self._world):
             # A second life of a rank that was here: it waits until this process, too, has ended of the first's end.
             writer.close()
             return
+        writer.write(_line({"run": self._run}))
         self._peers[rank] = writer
         self._arrival.set()
         stopping = "stopping" in await _hear(reader)
@@ -150,15 +161,10 @@ class Lifeline:
 
     async def _try(self, limit: asyncio.Timeout, timeout_s: float) -> Meeting | None:
         """Ask rank 0, wherever it is said to be; None: there is none, it has ended, or waits for no one any more."""
-        port = self._place.told()
-        if port is None:
+        found = await self._connect()
+        if found is None:
             return None
-        try:
-            reader, writer = await asyncio.open_connection(self._place.host, port)
-        except OSError:
-            return None
-        self._peers[0] = writer
-        self._tell({"rank": self._rank})
+        reader, writer = found
         # Rank 0 may have begun to wait later, and it alone can say who is missing: it does so within its own time.
         limit.reschedule(asyncio.get_running_loop().time() + timeout_s + _VERDICT_S)
         said = await _hear(reader)
@@ -174,13 +180,35 @@ class Lifeline:
             self._ends.put_nowait(End(0, stopping=True))
         return None
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection to rank 0 of this run; None: nobody, or somebody else, is at its place."""
+        while (port := self._place.told()) is not None:
+            try:
+                reader, writer = await asyncio.open_connection(self._place.host, port)
+            except OSError:
+                return None
+            self._peers[0] = writer
+            self._tell({"rank": self._rank, "run": self._run})
+            try:
+                if (await _greeting(reader)).get("run") == self._run:
+                    return reader, writer
+                silent = False
+            except TimeoutError:
+                silent = True
+            del self._peers[0]
+            writer.close()
+            if not silent:
+                return None
+            # A busy rank 0 may be as silent as another program, and nothing tells of a change: it is asked again.
+        return None
+
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         self._ends.put_nowait(End(0, "stopping" in await _hear(reader)))
 
     def _tell(self, said: dict[str, Any]) -> None:
         for writer in self._peers.values():
             if not writer.is_closing():
-                writer.write(json.dumps(said).encode() + b"\n")
+                writer.write(_line(said))
 
 
 def meet(rank: int, world: int, directory: Path, timeout_s: float) -> Meeting:
@@ -194,6 +222,16 @@ def meet(rank: int, world: int, directory: Path, timeout_s: float) -> Meeting:
             lifeline.close()
 
     return asyncio.run(met())
+
+
+def _line(said: dict[str, Any]) -> bytes:
+    return json.dumps(said).encode() + b"\n"
+
+
+async def _greeting(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """The first line. TimeoutError: a program that says nothing."""
+    async with asyncio.timeout(_GREETING_S):
+        return await _hear(reader)
 
 
 async def _hear(reader: asyncio.StreamReader) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Training:
         # What the user got wrong is said before the ranks meet, and by each of them.
         await self._training.run(self._check)
         self._phases.end("configuration")
-        lifeline = Lifeline(self._rank, settings.ranks, place_of(scope.context.directory, settings.master_port))
+        place = place_of(scope.context.directory, settings.master_port)
+        lifeline = Lifeline(self._rank, settings.ranks, place, scope.context.run)
         scope.add_status(lifeline.waits)
         scope.add_status(self._waits)
         scope.spawn(self._vigil.mourn(lifeline, asyncio.current_task()), "lifeline")

@@ -153,3 +153,34 @@ async def test_what_is_no_rank_is_not_let_in(tmp_path: Path) -> None:
             writer.close()
         await all_met(one)
         await meeting
+
+
+async def test_ranks_of_another_run_are_refused(tmp_path: Path) -> None:
+    place = place_of(tmp_path, free_port())
+    ours, theirs = (Lifeline(0, 2, place, "ours"), Lifeline(1, 2, place, "ours")), Lifeline(1, 2, place, "theirs")
+    try:
+        meeting = asyncio.create_task(all_met(ours[0]))
+        with pytest.raises(RankError, match=r"waited 0\.3 s for learner rank 0 to come"):
+            await theirs.meet(SHORT_S)
+        assert "learner rank 1 of 2 to come" in ours[0].waits()[0]
+        await all_met(ours[1])
+        await meeting
+    finally:
+        for lifeline in (*ours, theirs):
+            lifeline.close()
+
+
+async def test_a_silent_program_at_rank_0s_port_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.lifeline._GREETING_S", 0.1)
+    place = place_of(tmp_path, 0)
+    held: list[asyncio.StreamWriter] = []
+    foreign = await asyncio.start_server(lambda _, writer: held.append(writer), LOOPBACK, 0)
+    async with foreign, lifelines(place, 0, 1, world=2) as (zero, one):
+        place.tell(foreign.sockets[0].getsockname()[1])
+        waiting = asyncio.create_task(all_met(one))
+        while not held:
+            await asyncio.sleep(0)
+        await all_met(zero)
+        await waiting
+        for writer in held:
+            writer.close()
