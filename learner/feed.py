@@ -18,6 +18,7 @@ from streams.log import Writer
 from streams.reader import Reader
 from streams.record import Record
 from streams.scope import Scope
+from streams.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,12 @@ class Feed:
 
     async def _plans(self, reader: Reader) -> AsyncIterator[tuple[BatchPlanned, Record]]:
         """Each batch number once, in order; a number that was had is the second writing of a restarted batcher."""
+        watchdog = Watchdog()
         while True:
-            for record in await reader.poll(_POLL_S):
+            records = await reader.poll(_POLL_S)
+            if not records:
+                await watchdog.look(reader)
+            for record in records:
                 try:
                     event = decode(record.value)
                 except UndecodableError as error:

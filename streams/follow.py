@@ -12,6 +12,7 @@ from streams.errors import Poison
 from streams.reader import Reader
 from streams.record import Record
 from streams.scope import Scope
+from streams.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,16 @@ async def follow(
             reader.seek(ends)
         behind = dict(ends) if start == "earliest" else {}
         skipped = 0
+        watchdog = Watchdog()
         while True:
             if caught_up is not None and not caught_up.is_set():
                 behind = {key: end for key, end in behind.items() if await reader.position(*key) < end}
                 if not behind:
                     caught_up.set()
-            for record in await reader.poll(_POLL_S):
+            records = await reader.poll(_POLL_S)
+            if not records:
+                await watchdog.look(reader)
+            for record in records:
                 try:
                     event = event_of(record)
                 except (UndecodableError, Poison) as error:

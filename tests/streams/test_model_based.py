@@ -66,6 +66,17 @@ class TrackerMachine(RuleBasedStateMachine):
         self.tracker = OffsetTracker.restore(*self.committed)
         self.read, self.open, self.done = self.committed[0], set(), set(self.durable)
 
+    @rule(asked=st.booleans())
+    def moved_to_another_owner(self, asked: bool) -> None:
+        """A rebalance: the old owner commits where it is asked in time, and ends too late what it had in hand."""
+        if asked:
+            self.commit()
+        old, in_hand = self.tracker, sorted(self.open)
+        self.crash()
+        for offset in in_hand:
+            old.finish(offset)
+        assert not any(self.tracker.is_finished(offset) for offset in in_hand), "its successor takes them again"
+
     @invariant()
     def the_watermark_is_the_lowest_unfinished(self) -> None:
         low, metadata = self.tracker.commit()
