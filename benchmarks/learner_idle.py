@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.config import load
@@ -55,7 +56,9 @@ def _train(recorded: Path) -> dict[str, object]:
                     while sum(1 for _ in log.events("steps")) < before + config.run.steps:
                         if learner.poll() is not None or time.monotonic() > deadline:
                             raise SystemExit((directory / "learner.log").read_text()[-3000:])
-                        time.sleep(2)
+                        # Its end, or another look at the log: a tool has nothing else to wait on.
+                        with suppress(subprocess.TimeoutExpired):
+                            learner.wait(2)
                 finally:
                     learner.terminate()
                     learner.wait(60)

@@ -80,11 +80,13 @@ def main() -> int:
         return 0
     for label in OBJECTIVES:
         own = [curve.points for curve in curves if curve.label == label]
+        clipped = [statistics.mean(points[at].get("clip_fraction", 0.0) for points in own) for at in (1, -1)]
         middle, last = ([points[at]["pass_rate"] for points in own] for at in (len(own[0]) // 2, -1))
         print(
             f"{label:14} start {statistics.mean(points[0]['pass_rate'] for points in own):.3f}  "
             f"step {own[0][len(own[0]) // 2]['step']} {' '.join(f'{rate:.3f}' for rate in middle)}  "
-            f"step {own[0][-1]['step']} {' '.join(f'{rate:.3f}' for rate in last)}  mean {statistics.mean(last):.3f}"
+            f"step {own[0][-1]['step']} {' '.join(f'{rate:.3f}' for rate in last)}  mean {statistics.mean(last):.3f}  "
+            f"clipped {clipped[0]:.2f} to {clipped[1]:.2f}"
         )
     return 0
 
