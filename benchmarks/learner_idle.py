@@ -36,8 +36,11 @@ def main() -> int:
     digests = [life.pop("digests") for life in lives]
     for life in lives:
         print(json.dumps(life))
-    print("the same weights, bit for bit" if len({str(each) for each in digests}) == 1 else f"DIFFERENT: {digests}")
-    return 0
+    if len(digests) < 2:
+        return 0
+    same = all(digest == digests[0] for digest in digests)
+    print(f"the same weights, bit for bit: {digests[0]}" if same else f"DIFFERENT: {digests}")
+    return 0 if same else 1
 
 
 def _train(recorded: Path) -> dict[str, object]:
@@ -64,6 +67,8 @@ def _train(recorded: Path) -> dict[str, object]:
                     learner.wait(60)
             steps = [event for event, _ in log.events("steps") if isinstance(event, StepCompleted)][before:]
             weights = [event for event, _ in log.events("weights") if isinstance(event, WeightsPublished)]
+        if len(weights) <= weights_before:
+            raise SystemExit("the learner published no weights, so that there is nothing to compare")
         fed = steps[1:]
         shares = [step.waited_s / (step.waited_s + step.wall_s) for step in fed]
         return {
@@ -73,7 +78,7 @@ def _train(recorded: Path) -> dict[str, object]:
                 sum(step.waited_s for step in fed) / sum(step.waited_s + step.wall_s for step in fed), 4
             ),
             "idle_share_worst_step": round(max(shares), 4),
-            "digests": [file.blob.digest for file in weights[-1].files] if len(weights) > weights_before else [],
+            "digests": [file.blob.digest for file in weights[-1].files],
         }
 
 
