@@ -93,6 +93,10 @@ def has_applied(version: int) -> Callable[[Found], bool]:
     return lambda found: any(each.version == version for each in of(found, WeightsApplied))
 
 
+def has_refused(version: int) -> Callable[[Found], bool]:
+    return lambda found: any(each.refused == version for each in of(found, WeightsApplied))
+
+
 def has_scored(version: int) -> Callable[[Found], bool]:
     return lambda found: any(
         each.version == version and each.canary_logprobs is not None for each in of(found, WeightsApplied)
@@ -150,6 +154,8 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         await publish(run, 2, perturbed)
         await run.read("applied", until=has_applied(2))
         await publish(run, 3, perturbed, damaged=True)
+        # A producer goes from 2 to 4 at once if it sees both, and then never opens the corrupt one.
+        await run.read("applied", until=has_refused(3))
         await publish(run, 4, MODEL / "model.safetensors", canary=CANARY)
         total = (4 + len(many)) * SAMPLES
         found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=60)
