@@ -9,8 +9,9 @@
 A rollout is one record of `rollouts`, named by its reference: two attempts of one rollout id are two rollouts. It ends
 as `trained` where a step completed the batch that lists it and did not reject it; every other end is written down by
 the stage that decided it. A dead letter counts where nothing else ended the rollout, since it can be put back; so does
-the `expired` of a single rollout, since the aggregator says it of a group that it has forgotten. Pure:
-records go in, in any order, and a verdict comes out. Memory: about 70 bytes a rollout (`deploy.tally`).
+the `expired` of a single rollout, since the aggregator says it of a group that it has forgotten. Pure: records go in,
+in any order (but a batch that the learner passed over after its letter), and a verdict comes out.
+Memory: about 70 bytes a rollout (`deploy.tally`).
 """
 
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Ledger:
         self._steps: dict[int, StepCompleted] = {}
         self._step_conflicts: list[Finding] = []
         self._dead_ends = DeadEnds()
+        self._passed_over: set[Ref] = set()
         self._newest_s = 0.0
 
     def add(self, ref: Ref, value: bytes | memoryview, time_s: float = 0.0) -> None:
@@ -99,12 +101,14 @@ class Ledger:
                 self._add_group(ref, event)
             case RolloutDisposed():
                 self._dispose(ref, event)
-            case BatchPlanned():
+            case BatchPlanned() if ref not in self._passed_over:
                 for sequence in event.sequences:
                     self._note("planned", sequence.rollout, sequence.rollout_id, ref)
             case StepCompleted():
                 self._add_step(ref, event)
             case DeadLetter():
+                if event.stage == "learner" and event.source.topic == "batches":
+                    self._passed_over.add(Ref(*event.source))
                 rollouts = dead_rollouts(event)
                 self._dead_ends.add(event, rollouts)
                 for rollout in rollouts:

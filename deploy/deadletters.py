@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, ProducerFenced
 
 from deploy.errors import ConfigError, DeployError
 from deploy.rollout_names import dead_rollouts
@@ -100,20 +100,26 @@ def chosen(letters: dict[str, Letter], ids: Iterable[str]) -> list[Letter]:
 def replay(log: RunLog, partitions: int, letters: Iterable[Letter]) -> dict[str, Ref]:
     """Put each record back on its topic, with its partition, key, headers and history; id → where it is now.
 
-    The record and the note that it was put back are one transaction, so that none is put back twice. DeployError: a
-    letter that cannot be; nothing of that letter is written.
+    The record and the note that it was put back are one transaction. Whoever comes later ends what is under way
+    elsewhere (all have one transactional id) and reads the notes again, so that no letter is put back twice however
+    many do it at once. DeployError: a letter that cannot be put back, and nothing is written; or another took over.
     """
-    return asyncio.run(_replay(log, partitions, list(letters)))
+    wanted = list({letter.id: letter for letter in letters}.values())
+    for letter in wanted:
+        _check_replayable(letter, partitions)
+    return asyncio.run(_replay(log, partitions, wanted))
 
 
 async def _replay(log: RunLog, partitions: int, letters: list[Letter]) -> dict[str, Ref]:
-    for letter in letters:
-        _check_replayable(letter, partitions)
     client = Log(LogSettings(log.bootstrap, log.run, partitions), "eachprompt-dlq")
     producer = client.producer(f"{log.run}.dlq")
     placed: dict[str, Ref] = {}
     try:
         await within(_CALL_S, f"for the transaction coordinator of {log.run}.dlq", producer.start())
+        # Fenced: what another put back before this is on the log by now, and what it has not, it cannot any more.
+        now = await asyncio.to_thread(read_letters, log)
+        for letter in letters:
+            _check_replayable(now.get(letter.id, letter), partitions)
         for letter in letters:
             event = letter.letter
             async with asyncio.timeout(_CALL_S):
@@ -134,6 +140,9 @@ async def _replay(log: RunLog, partitions: int, letters: list[Letter]) -> dict[s
             placed[letter.id] = ref
     except TimeoutError as error:
         raise DeployError(f"the broker did not take a replayed record within {_CALL_S:g} s") from error
+    except ProducerFenced as error:
+        done = f"; this one has put back {', '.join(placed)}" if placed else ""
+        raise DeployError(f"another `eachprompt dlq replay` of run {log.run} took over{done}") from error
     except KafkaError as error:
         raise StreamsError(f"records cannot be replayed: {type(error).__name__} {error}") from error
     finally:

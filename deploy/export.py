@@ -9,8 +9,9 @@ from typing import Final
 from deploy.errors import ConfigError, DeployError
 from deploy.published import Published
 from streams.blobs import BlobStore
-from streams.weights import advance, chain_to, fetch_anchor, read_file, write_file
+from streams.weights import StoredTensor, advance, chain_to, fetch_anchor, read_file, write_file
 from streams.weights.blocks import to_bf16
+from streams.weights.untrained import prediction_heads, read_model_config
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """How the names of the model directory's own weights end: everything else in it belongs to the export."""
@@ -19,8 +20,9 @@ _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json"
 def export(published: Published, version: int, model: Path, blobs: BlobStore, out: Path) -> list[str]:
     """Write `version` to `out`, whole or not at all, beside what `model` has of configuration and tokenizer.
 
-    The files' names. FP8 blocks become bfloat16. ConfigError: `out` is there already. DeployError: a publication that
-    it is made of is gone. BlobError, WeightsError: one is not what it says.
+    The files' names. FP8 blocks become bfloat16. Multi-token prediction heads, which are not trained, are the model
+    directory's own, so that the export is what its configuration says. ConfigError: `out` is there already.
+    DeployError: a publication that it is made of is gone. BlobError, WeightsError: one is not what it says.
     """
     if out.exists():
         raise ConfigError(f"--out is {out}, which is there already; allowed: a directory that is not there yet")
@@ -39,7 +41,7 @@ def export(published: Published, version: int, model: Path, blobs: BlobStore, ou
             held = advance(blobs, held, chain[1:], scratch / "applied")
         whole = scratch / "whole"
         whole.mkdir(mode=0o755)
-        names = _write_weights([file.path for file in held.files], whole)
+        names = _write_weights([*(read_file(file.path) for file in held.files), *_heads(model)], whole)
         names += _copy_rest(model, whole)
         whole.replace(out)
     finally:
@@ -47,19 +49,32 @@ def export(published: Published, version: int, model: Path, blobs: BlobStore, ou
     return sorted(names)
 
 
-def _write_weights(paths: list[Path], out: Path) -> list[str]:
+def _heads(model: Path) -> list[dict[str, StoredTensor]]:
+    """The model directory's prediction heads, a file's at a time, mapped and not read; none where it says of none."""
+    config = read_model_config(model)
+    if not config.get("num_nextn_predict_layers"):
+        return []
+    found = []
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = read_file(path)
+        if heads := prediction_heads(tensors, config):
+            found.append({name: tensors[name] for name in heads})
+    return found
+
+
+def _write_weights(files: list[dict[str, StoredTensor]], out: Path) -> list[str]:
     """The files in bfloat16 under the names that loaders look for, with an index where there are several."""
     names: list[str] = []
     weight_map: dict[str, str] = {}
     total = 0
-    for number, path in enumerate(paths, start=1):
-        name = "model.safetensors" if len(paths) == 1 else f"model-{number:05}-of-{len(paths):05}.safetensors"
-        tensors = to_bf16(read_file(path))
+    for number, stored in enumerate(files, start=1):
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        tensors = to_bf16(stored)
         write_file(out / name, tensors)
         names.append(name)
         weight_map |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(paths) > 1:
+    if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         names.append("model.safetensors.index.json")

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import RunConfig
+from deploy.deepseek import check_deepseek
 from deploy.errors import ConfigError
 from deploy.sharing import SERVICES
 from deploy.strict import shown, suggestion
+from learner.errors import ModelError
+from learner.machine import check_machine
 from learner.settings import SUPPORTED
 from streams.blobs import BlobStore
 from streams.errors import ConfigurationError
@@ -20,7 +23,13 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     ConfigError: the first thing that is wrong.
     """
     check_model(Path(config.model.path))
+    check_engine(config)
     settings: dict[str, Any] = {service: config.service(service) for service in services}
+    if "learner" in settings:
+        try:
+            check_machine(settings["learner"])
+        except ModelError as error:
+            raise ConfigError(f"learner: {error}") from None
     check_trainable(config)
     if "dispatcher" not in settings:
         return 0
@@ -70,6 +79,13 @@ def check_trainable(config: RunConfig) -> None:
             f"learner.publish_every is {every} with run.max_staleness {staleness}; allowed: at most {staleness + 1}, "
             "for the batches until the next publication would all be stale"
         )
+
+
+def check_engine(config: RunConfig) -> None:
+    """ConfigError: a model that the learner trains and the producers' engine would not run as it is trained."""
+    producer, directory = config.service("producer"), Path(config.model.path)
+    read = json.loads((directory / "config.json").read_bytes())
+    check_deepseek(str(directory), read, producer.device, producer.kv_cache_dtype)
 
 
 def check_model(directory: Path) -> None:

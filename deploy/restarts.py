@@ -10,6 +10,11 @@ because a run of weeks must outlive a disk that is full over night.
 
 from collections import deque
 from dataclasses import dataclass
+from signal import SIGKILL, SIGTERM
+from typing import Final
+
+STRUCK: Final = (0, -SIGTERM, -SIGKILL, 128 + SIGTERM)
+"""How a process ends that somebody stopped or killed: a service that drained has the code 0, a JVM 143."""
 
 
 @dataclass(frozen=True)

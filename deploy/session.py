@@ -19,7 +19,7 @@ from typing import Any, Final, Self, TypeVar
 from deploy.config import RunConfig
 from deploy.errors import StoppedError
 from deploy.processes import units
-from deploy.restarts import RestartPolicy, Restarts
+from deploy.restarts import STRUCK, RestartPolicy, Restarts
 from deploy.storage import storage_obstacle
 from deploy.supervisor import GaveUpError, Supervisor, Unit
 from schemas import TOPICS
@@ -182,7 +182,7 @@ class Session:
             obstacle = None
             if served_s < self._policy.quick_s:
                 obstacle = await asyncio.to_thread(storage_obstacle, self._storage)
-            delay_s = restarts.failed(served_s, obstacle is not None)
+            delay_s = restarts.failed(served_s, obstacle is not None, self._broker.exit_code in STRUCK)
             if delay_s is None:
                 raise GaveUpError(f"gave up on the broker after {restarts.quick} quick failures: {said}", 1)
             cause = f"; the cause lies outside ({obstacle})" if obstacle is not None else ""

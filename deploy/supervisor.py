@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGTERM
 
 from deploy.errors import USAGE, DeployError
 from deploy.guard import Guard
 from deploy.readiness import until_ready
-from deploy.restarts import RestartPolicy, Restarts
+from deploy.restarts import STRUCK, RestartPolicy, Restarts
 from deploy.storage import storage_obstacle
 from streams.child import Child
 
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 EXIT_OUTSIDE = 75
 """How `streams.service` says that the cause lies outside; importing that would load the log's clients."""
-
-_STRUCK = (0, -SIGTERM, -SIGKILL)
-"""How a service ends that somebody stopped or killed: a drained one has the code 0."""
 
 _TAIL_BYTES = 16_384
 _KILLED_S = 10.0
@@ -148,7 +145,7 @@ class Supervisor:
                 return
             if end.code == USAGE:
                 raise GaveUpError(str(end), USAGE)
-            delay_s = restarts.failed(end.served_s, end.outside is not None, end.code in _STRUCK)
+            delay_s = restarts.failed(end.served_s, end.outside is not None, end.code in STRUCK)
             if delay_s is None:
                 raise GaveUpError(f"gave up on {unit.service} after {restarts.quick} quick failures: {end}", 1)
             self.restarts[unit.service] += 1
@@ -186,7 +183,7 @@ class Supervisor:
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:
             return "it says so"
-        if served_s >= self._policy.quick_s and child.returncode in _STRUCK:
+        if served_s >= self._policy.quick_s and child.returncode in STRUCK:
             return None  # it is started again at once
         return await asyncio.to_thread(storage_obstacle, self._storage)
 

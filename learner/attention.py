@@ -5,7 +5,6 @@ laid side by side, `[sequences, heads, longest, head_dim]`, and attend causally:
 through the rounding of lengths to powers of two. Equal to attention sequence by sequence, whatever the packing.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +17,6 @@ from learner.errors import ModelError
 
 PACKED: Final = "packed"
 """The name under which transformers knows this implementation."""
-FLASH: Final = "flash_attention_2"
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,6 @@ def flash_borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any
         "max_length_k": longest,
         "deterministic": True,
     }
-
-
-def require_attention(attention: str, precision: str, device: str) -> None:
-    """ModelError, one sentence, where `learner.attention` cannot train here."""
-    if attention in (FLASH, "flex_attention") and device != "cuda":
-        raise ModelError(
-            f"attention {attention!r} trains on CUDA, and this process runs on the {device.upper()}; use packed, sdpa "
-            "or eager"
-        )
-    if attention == FLASH and precision == "f32":
-        raise ModelError(f"attention {FLASH!r} computes in 16 bits, and precision is 'f32'; use precision bf16")
-    if attention == FLASH and importlib.util.find_spec("flash_attn") is None:
-        raise ModelError(f"attention {FLASH!r} needs the package flash-attn, which is not installed")
 
 
 def register() -> None:

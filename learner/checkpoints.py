@@ -110,7 +110,7 @@ class Checkpoints:
                 # The manifest that rank 0 verified, and not whatever the file holds by now.
                 manifest = verdicts[0].manifest
                 assert manifest is not None
-                self._own(path, manifest)
+                _require_own(path, manifest, self._model)
                 return path, manifest
             logger.warning("passes over a damaged checkpoint and looks for the one before it: %s", fault)
             faults.append(fault)
@@ -189,13 +189,6 @@ class Checkpoints:
             return msgspec.json.encode(_Verdict(manifest, str(error)))
         return msgspec.json.encode(_Verdict(manifest, None))
 
-    def _own(self, path: Path, manifest: Manifest) -> None:
-        if manifest.model != self._model:
-            raise ForeignCheckpointError(
-                f"checkpoint {path} is of run and model {manifest.model} and not of {self._model}: point learner.model "
-                "to the model it was trained from, or use a run directory of its own"
-            )
-
 
 class _Verdict(msgspec.Struct, frozen=True):
     manifest: Manifest | None
@@ -205,6 +198,30 @@ class _Verdict(msgspec.Struct, frozen=True):
 def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
     """The model's identity in checkpoints: the names and shapes of its tensors, wherever its directory lies."""
     return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()
+
+
+def refuse_foreign(directory: Path, model: str) -> None:
+    """ForeignCheckpointError: the newest checkpoint with a readable manifest is of another run or model.
+
+    For each rank alone, before they meet: found by all of them together, the first to end of it would be to the others
+    a rank that is gone, and their word against the user's mistake.
+    """
+    for path in _complete_ones(directory):
+        try:
+            manifest = read_manifest(path)
+        except (CheckpointError, OSError):
+            # Whether there is a whole one is for all ranks together to judge.
+            continue
+        _require_own(path, manifest, model)
+        return
+
+
+def _require_own(path: Path, manifest: Manifest, model: str) -> None:
+    if manifest.model != model:
+        raise ForeignCheckpointError(
+            f"checkpoint {path} is of run and model {manifest.model} and not of {model}: point learner.model "
+            "to the model it was trained from, or use a run directory of its own"
+        )
 
 
 def _fill(path: Path, manifest: Manifest, state: dict[str, Tensor]) -> bytes:

@@ -6,11 +6,15 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from schemas import StepCompleted, WeightsPublished
+from schemas import Event, StepCompleted, WeightsPublished
 from streams.log import Log
 from streams.recall import Recall, recalled
 
-_TAIL: Final = 1000
+_STEPS_TAIL: Final = 20_000
+"""Steps that are read whatever stands there: one was rolled back by hand, or told again, for longer than the
+checkpoints say. Their reading takes a second or two, and only what was rejected is kept."""
+
+_WEIGHTS_TAIL: Final = 1000
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -38,15 +42,28 @@ def decode_done(data: bytes) -> Done:
     return msgspec.json.decode(data, type=Done)
 
 
-async def read_done(log: Log, next_batch: int) -> Done:
-    """Read the ends of `steps` and `weights`. StreamsError."""
+async def read_done(log: Log, next_batch: int, unsaved: int) -> Done:
+    """Read `steps` and `weights` back from their ends, as far as is needed, whatever others wrote there. StreamsError.
+
+    `unsaved`: how many steps an earlier life can have done beyond the checkpoint at which a later one began. Lives
+    tell their steps in order, so nothing from `next_batch` on stands before a step that is further than that below.
+    """
+
+    def is_before(event: Event) -> bool:
+        return isinstance(event, StepCompleted) and event.batch < next_batch - unsaved
+
+    def has_rejected(event: Event) -> bool:
+        return isinstance(event, StepCompleted) and event.batch >= next_batch and bool(event.rejected)
+
     rejected: dict[str, str] = {}
-    for event, _ in await recalled(log, Recall("steps", tail=_TAIL), None, 0.0):
-        if isinstance(event, StepCompleted) and event.batch >= next_batch:
+    steps = Recall("steps", tail=_STEPS_TAIL, holding=is_before)
+    for event, _ in await recalled(log, steps, None, 0.0, has_rejected):
+        if isinstance(event, StepCompleted):
             rejected.update((each.rollout_id, each.reason) for each in event.rejected)
     published = 0
     canary: tuple[tuple[int, ...], ...] = ()
-    for event, _ in await recalled(log, Recall("weights", tail=_TAIL), None, 0.0):
+    weights = Recall("weights", tail=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
+    for event, _ in await recalled(log, weights, None, 0.0):
         if isinstance(event, WeightsPublished):
             published = max(published, event.version)
             if event.canary is not None:

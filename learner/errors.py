@@ -1,6 +1,7 @@
 """What can go wrong in the learner."""
 
 from schemas import EachpromptError
+from streams.errors import ConfigurationError
 
 
 class LearnerError(EachpromptError):
@@ -17,6 +18,10 @@ class CheckpointError(LearnerError):
 
 class ForeignCheckpointError(CheckpointError):
     """A checkpoint of another model or run: the user's mistake, which no restart mends."""
+
+
+class LostBatchError(LearnerError, ConfigurationError):
+    """The log has not got what comes after the checkpoint: no restart mends that, so the run ends with the sentence."""
 
 
 class RejectedSequenceError(LearnerError):

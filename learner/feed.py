@@ -6,12 +6,12 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from learner.errors import LearnerError, RejectedSequenceError
+from learner.errors import LostBatchError, RejectedSequenceError
 from learner.policy import ModelShape
 from learner.records import to_rollout
 from learner.sequences import Rollout, assign
 from schemas import BatchPlanned, PlannedSequence, Ref, Rejected, UndecodableError, decode
-from streams.deadletters import dead_letter
+from streams.deadletters import dead_letter, place
 from streams.errors import DeadlineError, MissingRecordError
 from streams.fetch import RecordFetcher
 from streams.log import Writer
@@ -59,6 +59,8 @@ class Feed:
         self._reading = reading
         self._offset = offset
         self._next = next_batch
+        self._passed_over: int | None = None
+        self._cut = False  # Retention has deleted records behind the checkpoint's offset, and no batch came since.
         self._given = next_batch
         self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
         self._waiting_since: float | None = None
@@ -88,23 +90,24 @@ class Feed:
         return [f"waits for batch {self._given} since {time.monotonic() - self._waiting_since:.0f} s"]
 
     async def fill(self) -> None:
-        """For ever. LearnerError: a batch number is left out, or the log is another one; no retry can mend that."""
+        """For ever. LostBatchError: a batch is lost, or the log is another one."""
         log = self._scope.log
         async with (
             Reader(log, {(TOPIC, 0): self._offset}) as reader,
             RecordFetcher(log, "rollouts") as fetcher,
             Writer(log) as writer,
         ):
-            end = (await reader.ends())[TOPIC, 0]
+            end, start = (await reader.ends())[TOPIC, 0], (await reader.starts())[TOPIC, 0]
             if end < self._offset:
-                raise LearnerError(
+                raise LostBatchError(
                     f"the checkpoint stands at offset {self._offset} of {TOPIC} and the log ends at {end}: "
                     "it is not the log that was trained on"
                 )
-            async for plan, record in self._plans(reader):
+            self._cut = start > self._offset
+            async for plan, record in self._plans(reader, writer):
                 await self._ready.put(await self._load(plan, record, fetcher, writer))
 
-    async def _plans(self, reader: Reader) -> AsyncIterator[tuple[BatchPlanned, Record]]:
+    async def _plans(self, reader: Reader, writer: Writer) -> AsyncIterator[tuple[BatchPlanned, Record]]:
         """Each batch number once, in order; a number that was had is the second writing of a restarted batcher."""
         watchdog = Watchdog()
         while True:
@@ -115,17 +118,34 @@ class Feed:
                 try:
                     event = decode(record.value)
                 except UndecodableError as error:
-                    logger.warning("skipped %s: %s", record.ref, error)
+                    logger.warning("skipped %s: %s", place(record.ref), error)
                     continue
                 if not isinstance(event, BatchPlanned) or event.batch < self._next:
                     continue
                 if event.batch > self._next:
-                    raise LearnerError(
-                        f"batch {event.batch} at {TOPIC}/0@{record.offset} follows batch {self._next - 1}: the log has "
-                        f"lost batch {self._next}, on which this run's next weights depend"
-                    )
+                    await self._pass_over(event.batch, record, writer)
+                    continue
                 self._next += 1
+                self._passed_over, self._cut = None, False
                 yield event, record
+
+    async def _pass_over(self, number: int, record: Record, writer: Writer) -> None:
+        """A number too high is not the batcher's, who leaves none out, where no record is missing from the log: then
+        its batch comes yet. LostBatchError: records are missing, or the batcher goes on without the one that is due.
+        """
+        if self._cut or number - 1 == self._passed_over:
+            why = (
+                "retention has deleted what the checkpoint goes on from" if self._cut else f"so does batch {number - 1}"
+            )
+            raise LostBatchError(
+                f"batch {number} at {TOPIC}/0@{record.offset} follows batch {self._next - 1} ({why}): the log has lost "
+                f"batch {self._next}, on which this run's next weights depend; go on from its last weights as a new run"
+            )
+        self._passed_over = number
+        reason = f"batch {number} is not the batcher's, which comes to {self._next} next"
+        logger.warning("passes over %s: %s", record.ref, reason)
+        if self._reading.rank == 0:
+            await writer.write(dead_letter(record, "learner", reason, time.time()))
 
     async def _load(self, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: Writer) -> LoadedBatch:
         started = time.monotonic()
@@ -198,7 +218,18 @@ class Feed:
             if sequence.rollout_id in chosen:
                 record = found[sequence.rollout]
                 try:
-                    rollouts[index] = to_rollout(sequence, record, self._reading.shape, self._scope.blobs, plan.batch)
+                    fitting = to_rollout(sequence, record, self._reading.shape, self._scope.blobs, plan.batch)
+                    _check_budget(fitting, plan)
+                    rollouts[index] = fitting
                 except RejectedSequenceError as error:
                     rejected[sequence.rollout_id] = str(error)
         return rollouts
+
+
+def _check_budget(rollout: Rollout, plan: BatchPlanned) -> None:
+    """RejectedSequenceError: it alone is more than a micro-batch holds, for which the memory was provided."""
+    tokens = len(rollout.tokens)
+    if tokens > plan.token_budget:
+        raise RejectedSequenceError(
+            f"{tokens} tokens are more than the {plan.token_budget} of a micro-batch (batches.token_budget)"
+        )

@@ -13,10 +13,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from learner.attention import FLASH, PACKED, borders, flash_borders, register
+from learner.attention import PACKED, borders, flash_borders, register
 from learner.errors import ModelError
-from learner.fp8 import TransformerEngine, require_transformer_engine, swap_linears
+from learner.fp8 import TransformerEngine, compute_in_fp8
 from learner.logprobs import token_logprobs_and_entropy
+from learner.machine import FLASH, require_transformer_engine
 from learner.replay import moe_routers
 from learner.sequences import PackedRow
 from learner.settings import SUPPORTED, LearnerSettings, Precision
@@ -132,7 +133,7 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
     mixed = mixed_precision(settings.precision, mesh.device_type)
     model = load_model(directory, settings)
     if settings.precision == "fp8":
-        swap_linears(model, TransformerEngine(settings.fp8_recipe))
+        compute_in_fp8(model, TransformerEngine(settings.fp8_recipe))
     if settings.recompute:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return shard(model, mesh, mixed, settings)
@@ -153,7 +154,14 @@ def build_reference(directory: Path, settings: LearnerSettings, mesh: DeviceMesh
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, settings: LearnerSettings) -> Policy:
-    """`model` sharded over `mesh` in place, behind the policy's interface."""
+    """`model` sharded over `mesh` in place, behind the policy's interface.
+
+    Expert parallelism is not here, and this is where it would go: the mesh gets an "expert" dimension
+    (`learner.distributed.join`), every `experts` module is sharded along the experts over that dimension before its
+    layer is sharded over the others, and its `forward` sends the tokens to the ranks of their experts and the results
+    back, around what `learner.fp8.experts` puts in the same place. Routes to be replayed stay ids of all experts;
+    checkpoints and publication take any DTensor; the global gradient norm is then a sum over two meshes.
+    """
     policy = Policy(model, settings.chunk_tokens)
     if mesh.device_type != "cpu" and not settings.offload:
         policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
@@ -168,7 +176,7 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
 
 
 def mixed_precision(precision: Precision, device: str) -> MixedPrecisionPolicy:
-    """float32 master weights and reductions, computing in `precision` (fp8: in bf16 around the swapped layers).
+    """float32 master weights and reductions, computing in `precision` (fp8: in bf16 around what computes in FP8).
 
     ModelError: fp8, and no CUDA or no transformer-engine.
     """

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from learner.objective_settings import check_correction, check_objective
+
 Precision = Literal["f32", "bf16", "fp8"]
 ReplayMode = Literal["rollout", "old", "off"]
 
@@ -176,6 +178,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         for field, setting in (("old", "old"), ("correction", "correction"), ("kl_coefficient", "kl")):
             if setting in self.objective_settings:
                 raise ValueError(f"learner objective_settings holds {setting!r}, which learner {field} sets")
+        check_objective(self.objective, self.objective_settings)
+        if self.correction != "none":
+            check_correction(self.correction, self.correction_settings)
         if self.collective_timeout_s < 3 * self.fetch_timeout_s:
             raise ValueError(
                 f"learner collective_timeout_s {self.collective_timeout_s:g} is not at least three times "

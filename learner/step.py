@@ -9,8 +9,7 @@ micro-batch; ranks with fewer of them take part with fillers.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,33 +23,16 @@ from learner.errors import ModelError
 from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective, shaped_advantage
 from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
-from learner.losses.ratios import LOG_RATIO_LIMIT, k3
 from learner.policy import ModelShape, Policy
-from learner.replay import Replay, recorded, replayed
+from learner.proximal import Metrics, Proximal, Reference, routed
 from learner.schedule import learning_rate
-from learner.sequences import PackedRow, Rollout, filler, pack
+from learner.sequences import Rollout, filler, pack
 from learner.settings import LearnerSettings
 from streams.faults import reach
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, Tensor]
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay.
-
-    `logp_ref` `[R]` is of the frozen reference under the same routes, where there is a KL term.
-    """
-
-    row: PackedRow
-    logp_old: Tensor
-    entropy_old: Tensor | None
-    routes: Tensor | None
-    metrics: Metrics
-    logp_ref: Tensor | None = None
 
 
 @dataclass
@@ -79,7 +61,7 @@ class Trainer:
         if (reference is None) == (settings.kl_coefficient > 0):
             raise ValueError(f"kl_coefficient {settings.kl_coefficient:g} goes with a reference policy, 0 with none")
         self.policy = policy
-        self._reference = reference
+        self._proximal = Proximal(policy, settings, reference)
         self.updates = 0
         self._shape = shape
         self._settings = settings
@@ -105,7 +87,7 @@ class Trainer:
         rows += [filler().to(self._ranks.device) for _ in range(rounds - len(rows))]
         every = self._settings.measure_replay_every
         started = time.perf_counter()
-        references = [self._refer(row, bool(every) and step % every == 0) for row in rows]
+        references = [self._proximal.refer(row, bool(every) and step % every == 0) for row in rows]
         referred = time.perf_counter()
         rate = learning_rate(step, self._settings)
         parts = [_batch_metrics(micro_batches), *(reference.metrics for reference in references)]
@@ -147,62 +129,6 @@ class Trainer:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    @torch.no_grad()
-    def _refer(self, row: PackedRow, measure: bool) -> Reference:
-        """The proximal pass of one micro-batch, and beside it, if `measure`, the other routing for comparison."""
-        mode, proximal = self._settings.router_replay, self._settings.old == "proximal"
-        metrics: Metrics = {}
-        logp_old, entropy_old, routes = row.logp_rollout, None, row.routes if mode == "rollout" else None
-        if proximal and mode == "rollout":
-            logp_old, entropy_old = self._replay(row, metrics)
-        elif proximal and mode == "old":
-            with recorded(self.policy.model) as record:
-                logp_old, entropy_old = self._native(row, metrics)
-            routes = record.routes
-        elif proximal:
-            logp_old, entropy_old = self._native(row, metrics)
-        if measure:
-            if not (proximal and mode == "rollout"):
-                self._replay(row, metrics)
-            if not (proximal and mode != "rollout"):
-                self._native(row, metrics)
-        return Reference(row, logp_old, entropy_old, routes, metrics, self._logp_ref(row, routes))
-
-    def _logp_ref(self, row: PackedRow, routes: Tensor | None) -> Tensor | None:
-        if self._reference is None:
-            return None
-        with self._routed(routes, self._reference):
-            logp: Tensor = self._reference(row)[0]
-        # The root keeps its weights whole for a backward pass, which here never comes.
-        self._reference.reshard()  # type: ignore[operator]
-        return logp
-
-    def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
-        with self._routed(row.routes) as replay:
-            logp, entropy = self.policy(row)
-        if replay is not None:
-            metrics |= _mismatch("on", logp, row)
-            flips = replay.flips()
-            metrics["replay/flip_share"] = torch.stack([flips.flipped.sum(), flips.decisions.sum()]).double()
-            for layer, counts in enumerate(torch.stack([flips.flipped, flips.decisions], 1).double()):
-                metrics[f"replay/flip_share/{layer}"] = counts
-            rows = flips.native.sum() + flips.decisions.sum()
-            metrics["replay/native_share"] = torch.stack([flips.native.sum(), rows]).double()
-        return logp, entropy
-
-    def _native(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
-        logp, entropy = self.policy(row)
-        metrics |= _mismatch("off", logp, row)
-        return logp, entropy
-
-    @contextmanager
-    def _routed(self, routes: Tensor | None, policy: Policy | None = None) -> Iterator[Replay | None]:
-        if routes is None:
-            yield None
-        else:
-            with replayed((policy or self.policy).model, routes) as replay:
-                yield replay
-
     def _update(self, references: Sequence[Reference], rate: float) -> tuple[Metrics, bool]:
         """One optimizer step over all micro-batches; whether the weights changed."""
         parts: list[Metrics] = []
@@ -211,7 +137,7 @@ class Trainer:
             last = index == len(references) - 1
             self.policy.set_requires_gradient_sync(last)  # type: ignore[operator]
             self.policy.set_is_last_backward(last)  # type: ignore[operator]
-            with self._routed(reference.routes):
+            with routed(self.policy, reference.routes):
                 logp, entropy = self.policy(reference.row)
             terms = self._objective(self._tokens(reference, logp, entropy.detach()))
             torch.autograd.backward(terms.numerator.sum())
@@ -290,16 +216,6 @@ def build_objective(settings: LearnerSettings) -> Objective:
         )
     except (ValueError, TypeError) as error:
         raise ModelError(f"learner objective {settings.objective!r}: {error}") from error
-
-
-def _mismatch(name: str, logp: Tensor, row: PackedRow) -> Metrics:
-    """How far the trainer is from the engine that sampled: k3 of KL(π_rollout‖π_trainer), mean and max |Δ log p|."""
-    delta = (logp - row.logp_rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return {
-        f"replay/k3_{name}": total(k3(delta.double())),
-        f"replay/delta_{name}": total(delta.abs()),
-        f"replay/delta_{name}_max": peak(delta.abs()),
-    }
 
 
 def _batch_metrics(micro_batches: Sequence[Sequence[Rollout]]) -> Metrics:

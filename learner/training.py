@@ -11,17 +11,15 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from learner.agreement import Intent, agreed
-from learner.attention import require_attention
+from learner.assembly import assemble, check
 from learner.canary import CanarySet
-from learner.checkpoints import Checkpoints, State, fingerprint
-from learner.distributed import Ranks, join, leave
+from learner.checkpoints import State
+from learner.distributed import leave
 from learner.done import Done, decode_done, read_done
 from learner.errors import RankError
 from learner.feed import Feed, LoadedBatch, Reading
@@ -29,12 +27,10 @@ from learner.lanes import Lane
 from learner.lifeline import Lifeline, Meeting
 from learner.manifest import Position
 from learner.phases import Phases
-from learner.policy import build_policy, build_reference, mixed_precision, model_shape, read_config, stored_tensors
 from learner.publisher import Publisher
 from learner.rendezvous import place_of
-from learner.retention import Retention
 from learner.settings import LearnerSettings
-from learner.step import StepReport, Trainer, build_objective
+from learner.step import StepReport
 from learner.vigil import Vigil
 from learner.watching import watch_producers
 from learner.weights import gather
@@ -71,7 +67,7 @@ class Training:
         settings, scope = self._settings, self._scope
         self._phases.end("imports")
         # What the user got wrong is said before the ranks meet, and by each of them.
-        await self._training.run(self._check)
+        await self._training.run(partial(check, settings, scope.context))
         self._phases.end("configuration")
         place = place_of(scope.context.directory, settings.master_port)
         lifeline = Lifeline(self._rank, settings.ranks, place, scope.context.run)
@@ -95,20 +91,22 @@ class Training:
     async def _live(self, meeting: Meeting) -> None:
         settings, scope = self._settings, self._scope
         async with scope.wait("for the model", settings.rendezvous_timeout_s):
-            await self._training.run(partial(self._start, meeting))
+            joined = partial(self._phases.end, "groups")
+            assembling = partial(assemble, settings, scope.context, meeting, joined)
+            parts = self._parts = await self._training.run(assembling)
         self._phases.end("model")
-        scope.spawn(self._vigil.beat(self._ranks), "heartbeat")
+        scope.spawn(self._vigil.beat(parts.ranks), "heartbeat")
         await self._together(self._background, self._restore)
         self._phases.end("checkpoint")
         done = await self._done()
         self._published_step = min(self._position.step, done.published)
-        self._canary = CanarySet(self._policy, self._ranks, done.canary_ids())
-        reading = Reading(self._rank, settings.ranks, self._shape, settings.fetch_timeout_s, done.rejected)
+        self._canary = CanarySet(parts.policy, parts.ranks, done.canary_ids())
+        reading = Reading(self._rank, settings.ranks, parts.shape, settings.fetch_timeout_s, done.rejected)
         self._feed = Feed(scope, reading, self._position.offset, self._position.next_batch)
         scope.spawn(self._feed.fill(), "feed")
         self._publisher: Publisher | None = None
         if self._rank == 0:
-            publisher = Publisher(scope, self._policy.model, self._stored, settings)
+            publisher = Publisher(scope, parts.policy.model, parts.stored, settings)
             async with publisher:
                 self._publisher = publisher
                 scope.spawn(watch_producers(scope, publisher, settings.publish), "learner watches producers")
@@ -116,60 +114,26 @@ class Training:
         else:
             await self._serve()
 
-    def _check(self) -> None:
-        """Blocking: refuse a model or setting that cannot work. ModelError."""
-        read_config(Path(self._settings.model))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        mixed_precision(self._settings.precision, device)
-        require_attention(self._settings.attention, self._settings.precision, device)
-        build_objective(self._settings)
-
-    def _start(self, meeting: Meeting) -> None:
-        """Blocking: form the groups, load and shard the model."""
-        settings, context = self._settings, self._scope.context
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        torch.set_num_threads(settings.threads)
-        if settings.attention == "flex_attention":
-            torch.use_deterministic_algorithms(True)
-        else:
-            # The same without the compiler, whose import takes a second or two of every start.
-            torch.set_deterministic_debug_mode("error")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.manual_seed(context.seed)
-        self._ranks: Ranks = join(meeting, settings.collective_timeout_s, settings.copies)
-        self._phases.end("groups")
-        directory = Path(settings.model)
-        self._stored = stored_tensors(directory)
-        self._policy = build_policy(directory, settings, self._ranks.mesh)
-        self._shape = model_shape(self._policy.model, settings.max_sequence_tokens)
-        reference = build_reference(directory, settings, self._ranks.mesh) if settings.kl_coefficient else None
-        self._trainer = Trainer(self._policy, self._shape, settings, self._ranks, reference)
-        model = f"{context.run}/{fingerprint(self._stored)}"
-        self._checkpoints = Checkpoints(
-            context.directory / "checkpoints",
-            model,
-            Retention(settings.keep_checkpoints, settings.keep_checkpoints_every),
-            self._ranks,
-        )
-
     def _restore(self) -> None:
         """Blocking: go on from the newest whole checkpoint, if there is one."""
-        found = self._checkpoints.newest()
+        found = self._parts.checkpoints.newest()
         if found is None:
             return
         path, manifest = found
-        self._checkpoints.load(path, manifest, self._trainer.state())
-        self._trainer.restored(manifest.position.updates)
+        self._parts.checkpoints.load(path, manifest, self._parts.trainer.state())
+        self._parts.trainer.restored(manifest.position.updates)
         self._position = manifest.position
         self._saved_step = self._position.step
         logger.info("goes on from %s", path)
 
     async def _done(self) -> Done:
         """What rank 0 reads on the log: all ranks go by the same."""
-        read = (await read_done(self._scope.log, self._position.next_batch)).encode() if self._rank == 0 else b""
-        return decode_done((await self._collective(partial(self._ranks.exchange, read)))[0])
+        read = b""
+        if self._rank == 0:
+            # One checkpoint may be in the writing, and each of the kept ones may turn out damaged.
+            unsaved = (2 + self._settings.keep_checkpoints) * self._settings.checkpoint_every
+            read = (await read_done(self._scope.log, self._position.next_batch, unsaved)).encode()
+        return decode_done((await self._collective(partial(self._parts.ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
         self._phases.end("log")
@@ -202,11 +166,11 @@ class Training:
         attributes = {names.STEP: step, names.VERSION: step + 1}
         self._training_since = (batch.plan.batch, started)
         with tracing.span(names.TRAIN, links=[batch.record], attributes=attributes):
-            report = await self._collective(partial(self._trainer.train, batch.micro_batches, step))
+            report = await self._collective(partial(self._parts.trainer.train, batch.micro_batches, step))
         self._training_since = None
         self._position = Position(
             step=step + 1,
-            updates=self._trainer.updates,
+            updates=self._parts.trainer.updates,
             next_batch=batch.plan.batch + 1,
             offset=batch.record.offset + 1,
         )
@@ -241,7 +205,7 @@ class Training:
     async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
         """What all ranks together reject of the batch, or None where one of them stops."""
         intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
-        rejected = agreed(await self._collective(partial(self._ranks.exchange, intent.encode())))
+        rejected = agreed(await self._collective(partial(self._parts.ranks.exchange, intent.encode())))
         if rejected is None:
             self._scope.stopping.set()
         return rejected
@@ -283,7 +247,7 @@ class Training:
 
     def _gather(self, batch: LoadedBatch | None) -> tuple[dict[str, Tensor], Canary | None]:
         """Collective: whole weights on rank 0, and what they say of the canary's sequences."""
-        whole = gather(self._policy, self._rank)
+        whole = gather(self._parts.policy, self._rank)
         if not self._settings.publish.canary:
             return whole, None
         return whole, self._canary.score(() if batch is None else batch.micro_batches)
@@ -307,7 +271,7 @@ class Training:
         while not await self._is_out(publishing):
             pass
         began = time.monotonic()
-        await self._together(self._background, partial(self._checkpoints.save, position, staged))
+        await self._together(self._background, partial(self._parts.checkpoints.save, position, staged))
         self._scope.gauge("checkpoint_write_s", time.monotonic() - began)
 
     async def _is_out(self, publishing: asyncio.Task[None] | None) -> bool:
@@ -315,7 +279,7 @@ class Training:
         if publishing is not None:
             await asyncio.wait([publishing], timeout=self._settings.collective_timeout_s / 4)
         out = publishing is None or (publishing.done() and publishing.result() is None)
-        ask = partial(self._ranks.exchange, b"out" if out else b"not yet", self._ranks.background)
+        ask = partial(self._parts.ranks.exchange, b"out" if out else b"not yet", self._parts.ranks.background)
         return (await self._together(self._background, ask))[0] == b"out"
 
     async def _saved(self) -> None:
@@ -323,7 +287,7 @@ class Training:
             await self._saving
 
     def _stage(self) -> State:
-        return self._checkpoints.stage(self._trainer.state())
+        return self._parts.checkpoints.stage(self._parts.trainer.state())
 
     async def _finish(self) -> None:
         """Nothing trained is left unpublished or unsaved."""

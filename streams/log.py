@@ -201,6 +201,12 @@ async def close(closing: Awaitable[Any], seconds: float) -> None:
         return
 
 
+async def end(producer: AIOKafkaProducer, seconds: float) -> None:
+    """Stop `producer`. Where that ends in an error, as for one that was fenced, aiokafka keeps its connections open."""
+    await close(producer.stop(), seconds)
+    await close(producer.client.close(), ABANDON_S)
+
+
 async def enqueue(log: Log, producer: AIOKafkaProducer, output: Output) -> Awaitable[Any]:
     """Hand `output` to `producer` under a `send` span; await the result for the delivery."""
     with tracing.span(names.send(output.topic), cause=output.cause, links=output.links, kind=tracing.SpanKind.PRODUCER):
@@ -226,12 +232,12 @@ class Writer:
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
         except BaseException:
-            await close(self._producer.stop(), ABANDON_S)
+            await end(self._producer, ABANDON_S)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await close(self._producer.stop(), 5.0)
+        await end(self._producer, 5.0)
 
     async def write(self, output: Output) -> Ref:
         """Write one event and wait until the broker has it. DeliveryError, BrokerAwayError."""

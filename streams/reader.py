@@ -79,6 +79,17 @@ class Reader:
             raise StreamsError(f"end offsets cannot be read: {error}") from error
         return {(self._log.short(tp.topic), tp.partition): offset for tp, offset in found.items()}
 
+    async def starts(self) -> dict[tuple[str, int], int]:
+        """The first offset that retention has left of each assigned partition, now."""
+        timeout = self._log.settings.call_timeout_s
+        try:
+            found = await within(
+                timeout, "for the start offsets", self._consumer.beginning_offsets(list(self._consumer.assignment()))
+            )
+        except KafkaError as error:
+            raise StreamsError(f"start offsets cannot be read: {error}") from error
+        return {(self._log.short(tp.topic), tp.partition): offset for tp, offset in found.items()}
+
     async def position(self, topic: str, partition: int) -> int:
         """The next offset that will be read; it passes transaction markers."""
         tp = TopicPartition(self._log.full(topic), partition)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -25,31 +25,40 @@ _FURTHER: Final = 8
 class Recall:
     """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition.
 
-    `holding`: a tail without an event of this type is read from further back, whatever others wrote behind it.
+    `holding`: a tail without such an event is read from further back, whatever others wrote behind it.
     """
 
     topic: str
     horizon_s: float | None = None
     tail: int | None = None
-    holding: type | None = None
+    holding: Callable[[Event], bool] | None = None
 
 
-async def recalled(log: Log, recall: Recall, partition: int | None, now_s: float) -> list[tuple[Event, Record]]:
-    """The events, in log order by partition; `partition` None reads all. Call it after the predecessor was fenced."""
+async def recalled(
+    log: Log, recall: Recall, partition: int | None, now_s: float, wanted: Callable[[Event], bool] = lambda _: True
+) -> list[tuple[Event, Record]]:
+    """The `wanted` events, in log order by partition; `partition` None reads all. Nothing else is held in memory.
+
+    Call it after the predecessor was fenced. DeadlineError.
+    """
     partitions = list(log.partitions(recall.topic)) if partition is None else [partition]
+    holding = recall.holding
     while True:
         first = await _starts(log, recall, partitions, now_s)
-        found = [
-            (event, record)
-            for record in await read_to_end(log, {(recall.topic, p): first[p] for p in partitions})
-            if (event := _event(record)) is not None
-        ]
-        holding = recall.holding
-        if recall.tail is None or holding is None or not any(first.values()):
+        found: list[tuple[Event, Record]] = []
+        holds = recall.tail is None or holding is None or not any(first.values())
+
+        def take(record: Record, found: list[tuple[Event, Record]] = found) -> None:
+            nonlocal holds
+            if (event := _event(record)) is not None:
+                holds = holds or (holding is not None and holding(event))
+                if wanted(event):
+                    found.append((event, record))
+
+        await _read(log, {(recall.topic, p): first[p] for p in partitions}, take)
+        if holds:
             return found
-        if any(isinstance(event, holding) for event, _ in found):
-            return found
-        recall = replace(recall, tail=_FURTHER * recall.tail)
+        recall = replace(recall, tail=_FURTHER * (recall.tail or 1))
 
 
 async def passed_over(log: Log, recall: Recall, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
@@ -88,14 +97,20 @@ async def _starts(log: Log, recall: Recall, partitions: Sequence[int], now_s: fl
 async def read_to_end(log: Log, positions: dict[tuple[str, int], int | None]) -> list[Record]:
     """Every record from `positions` to the end offsets of now. DeadlineError."""
     records: list[Record] = []
+    await _read(log, positions, records.append)
+    return records
+
+
+async def _read(log: Log, positions: dict[tuple[str, int], int | None], take: Callable[[Record], None]) -> None:
     started = time.monotonic()
     async with Reader(log, positions) as reader:
         ends = await reader.ends()
         while any([await reader.position(t, p) < end for (t, p), end in ends.items()]):
             if time.monotonic() - started > _DEADLINE_S:
                 raise DeadlineError(f"for the end of {sorted(positions)[0][0]}", _DEADLINE_S)
-            records.extend(await reader.poll(_POLL_S))
-    return [record for record in records if record.offset < ends[(record.topic, record.partition)]]
+            for record in await reader.poll(_POLL_S):
+                if record.offset < ends[(record.topic, record.partition)]:
+                    take(record)
 
 
 def _event(record: Record) -> Event | None:

@@ -4,9 +4,9 @@ A stage finishes records out of order. What may be committed is the lowest unfin
 travels in the commit's metadata (DESIGN section 5), so that a restart re-processes exactly the unfinished records.
 """
 
-import base64
-import binascii
 from typing import Final
+
+from streams.unfinished import decode, encode, gaps, mixed_bytes
 
 METADATA_LIMIT_BYTES: Final = 4096
 """The broker's default `offset.metadata.max.bytes`."""
@@ -21,7 +21,10 @@ MAX_LISTED_SPAN: Final = 2_000_000
 """Offsets beyond which a stage stops its intake however few are unfinished: a restart reads them again."""
 
 MAX_LISTED_BYTES: Final = 1_800
-"""Size of the list of unfinished offsets at which a stage with a span above MAX_SPAN stops its intake.
+"""Size of the list of unfinished offsets up to which a stage goes on without a second look, whatever its span."""
+
+MAX_MIXED_BYTES: Final = 2_500
+"""Size of the best mixture of list and bitmap (`streams.unfinished`) at which such a stage stops its intake.
 
 3,070 bytes fit the metadata in base64; the rest is for what one more poll brings after the stage looked.
 """
@@ -91,7 +94,8 @@ class OffsetTracker:
     def full(self) -> bool:
         """Whether a stage must begin no more until some are finished: the metadata would not hold it.
 
-        What is finished meanwhile only makes the list shorter.
+        What is finished meanwhile makes it longer by two bytes at most: a bitmap may begin where it did, and one that
+        begins at the next unfinished offset has a longer gap before it.
         """
         return self.full_with(0)
 
@@ -99,8 +103,16 @@ class OffsetTracker:
         """`full`, for a stage that has read `ahead` records more, and will begin them."""
         if self.span + ahead < MAX_SPAN:
             return False
-        listed_bytes = ahead + len(_gaps(self._watermark(), self._unfinished()))
-        return self.span >= MAX_LISTED_SPAN or listed_bytes >= MAX_LISTED_BYTES
+        if self.span >= MAX_LISTED_SPAN:
+            return True
+        low, unfinished = self._watermark(), self._unfinished()
+        listed = ahead + len(gaps(low, unfinished))
+        if listed < MAX_LISTED_BYTES:
+            return False
+        top = max(self._seen - 1, self._top)
+        # Of what is ahead, every other offset may be a transaction's marker.
+        expected = [*unfinished, top + 1] if ahead else unfinished
+        return min(listed, mixed_bytes(low, top + 2 * ahead, expected)) >= MAX_MIXED_BYTES
 
     def _unfinished(self) -> list[int]:
         """In order: begun and open, then those that are to be delivered again."""
@@ -120,74 +132,12 @@ class OffsetTracker:
         while unfinished and unfinished[-1] == top:
             unfinished.pop()
             top -= 1
-        return low, _encode(low, top, unfinished)
+        return low, encode(low, top, unfinished)
 
     @classmethod
     def restore(cls, offset: int, metadata: str) -> "OffsetTracker":
         """The tracker that committed `(offset, metadata)`. ValueError: metadata that no tracker wrote."""
         tracker = cls(offset)
-        tracker._top, holes = _decode(offset, metadata)
+        tracker._top, holes = decode(offset, metadata)
         tracker._holes = dict.fromkeys(holes)
         return tracker
-
-
-def _encode(low: int, top: int, unfinished: list[int]) -> str:
-    """What is finished from `low` to `top`, which is the last finished one; '' if nothing is.
-
-    `b:` and the bits of the finished offsets from `low` on, least significant first; or, where that is shorter, `u:`
-    and the gaps before the unfinished ones, then the one before `top`, as LEB128 numbers. Both in base64.
-    """
-    if top <= low:
-        return ""
-    listed = _gaps(low, [*unfinished, top])
-    if len(listed) <= (top - low + 8) // 8:
-        return "u:" + base64.b64encode(listed).decode("ascii")
-    bits = bytearray(b"\xff" * ((top - low + 8) // 8))
-    bits[-1] >>= -(top - low + 1) % 8
-    for offset in unfinished:
-        bits[(offset - low) >> 3] &= ~(1 << ((offset - low) & 7))
-    return "b:" + base64.b64encode(bits).decode("ascii")
-
-
-def _decode(low: int, metadata: str) -> tuple[int, list[int]]:
-    """The last finished offset (below `low` if there is none), and the unfinished ones before it."""
-    if not metadata:
-        return low - 1, []
-    try:
-        kind, data = metadata[:2], base64.b64decode(metadata[2:], validate=True)
-        if kind == "u:":
-            *unfinished, top = _from_gaps(low, data)
-            return top, unfinished
-        if kind == "b:":
-            finished = [low + i for i in range(8 * len(data)) if data[i >> 3] >> (i & 7) & 1]
-            known = set(finished)
-            return finished[-1], [offset for offset in range(low, finished[-1]) if offset not in known]
-    except (binascii.Error, IndexError, ValueError) as error:
-        raise ValueError(f"commit metadata {metadata[:40]!r} was not written by an offset tracker: {error}") from error
-    raise ValueError(f"commit metadata {metadata[:40]!r} was not written by an offset tracker")
-
-
-def _gaps(low: int, offsets: list[int]) -> bytes:
-    """LEB128 numbers: how many offsets lie between each and the one before it (the first: and `low`)."""
-    encoded = bytearray()
-    expected = low
-    for offset in offsets:
-        gap, expected = offset - expected, offset + 1
-        while gap > 127:
-            encoded.append(gap & 127 | 128)
-            gap >>= 7
-        encoded.append(gap)
-    return bytes(encoded)
-
-
-def _from_gaps(low: int, encoded: bytes) -> list[int]:
-    offsets, expected, gap, shift = [], low, 0, 0
-    for byte in encoded:
-        gap |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            offsets.append(expected + gap)
-            expected, gap, shift = expected + gap + 1, 0, 0
-    if shift or not offsets:
-        raise ValueError("its last number is cut off")
-    return offsets

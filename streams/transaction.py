@@ -9,7 +9,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from schemas import Ref
 from streams.errors import BrokerAwayError, DeliveryError, FencedError
 from streams.faults import reach
-from streams.log import Log, close, enqueue
+from streams.log import Log, end, enqueue
 from streams.patience import started
 from streams.record import Output
 
@@ -33,12 +33,12 @@ class TransactionalWriter:
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
         except BaseException:
-            await close(self._producer.stop(), 1.0)
+            await end(self._producer, 1.0)
             raise
 
     async def close(self) -> None:
         """Stop the producer; an open transaction is left to the broker to abort."""
-        await close(self._producer.stop(), 5.0)
+        await end(self._producer, 5.0)
 
     async def write(
         self,

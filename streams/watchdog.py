@@ -23,13 +23,17 @@ class Watchdog:
         self._stands: dict[tuple[str, int], tuple[int, float]] = {}
 
     async def look(self, reader: Reader) -> None:
-        """To be called when a poll gave less than was asked for, often. StreamsError: a partition is stuck."""
+        """To be called often, after a poll that every partition had its turn in. StreamsError: one is stuck."""
         now_s = time.monotonic()
         if now_s - self._looked_s < _LOOK_EVERY_S:
             return
         self._looked_s = now_s
         ends, positions = await reader.ends(), await reader.positions()
         self.judge(positions, ends, now_s)
+
+    def excuse(self, seconds: float) -> None:
+        """For so long just now nobody wanted to read."""
+        self._stands = {key: (position, since_s + seconds) for key, (position, since_s) in self._stands.items()}
 
     def judge(self, positions: dict[tuple[str, int], int], ends: dict[tuple[str, int], int], now_s: float) -> None:
         """StreamsError: a partition stood still below its end for STALLED_S."""

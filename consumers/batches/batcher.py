@@ -30,6 +30,7 @@ from schemas import (
     Unanimous,
 )
 from streams.fold import Turn
+from streams.numbering import Numbering
 from streams.record import Output, Record
 
 
@@ -54,6 +55,7 @@ class Batcher:
         self._arrivals = 0
         self._planned = 0
         self._trained = 0
+        self._numbering: Numbering[tuple[str, ...]] = Numbering(settings.max_staleness + 1)
         # The groups of the batches that could take a group again: what batch b holds is at least b - max_staleness old.
         self._recent: deque[tuple[str, ...]] = deque(maxlen=settings.max_staleness + 1)
 
@@ -81,10 +83,11 @@ class Batcher:
         return self._advance(now_s)
 
     def on_recalled(self, event: Event, record: Record) -> None:
-        """Numbers go on after the last batch on the log."""
+        """Numbers go on after this stage's last batch on the log, whatever else is written there."""
         if isinstance(event, BatchPlanned):
-            self._planned = max(self._planned, event.batch + 1)
-            self._recent.append(event.groups)
+            self._numbering.add(event.batch, event.groups)
+            self._planned = self._numbering.next
+            self._recent = deque(self._numbering.items, self._recent.maxlen)
 
     def on_time(self, now_s: float) -> Turn:
         """Nothing here has a deadline."""

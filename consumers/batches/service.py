@@ -9,9 +9,10 @@ from consumers.batches.settings import BatchSettings
 from consumers.cost import cost_of_model
 from schemas import BatchPlanned
 from streams.errors import ConfigurationError
-from streams.fold import FoldSpec, run_fold
+from streams.fold import FoldSpec
 from streams.recall import Recall
 from streams.scope import Scope
+from streams.shard import run_fold
 
 _RECALL_RECORDS: Final = 512
 """Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits
@@ -26,7 +27,7 @@ async def main(scope: Scope, settings: BatchSettings) -> None:
         stage="batches",
         input="groups",
         observe=("steps",),
-        recall=Recall(topic="batches", tail=_RECALL_RECORDS + 4 * admitted, holding=BatchPlanned),
+        recall=Recall("batches", tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
         shard="all",
     )
     await run_fold(scope, spec, lambda partition: Batcher(settings, cost))

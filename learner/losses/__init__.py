@@ -4,8 +4,9 @@
     (terms.numerator.sum() / denominator_of_the_whole_step).backward()
 
 An objective returns what each sequence adds to the numerator and the denominator of the mean, so that micro-batching,
-packing and the number of ranks never change the loss. To write another one: a frozen dataclass with the settings and a
-`__call__(TokenBatch) -> Surrogate`, listed in `objectives.OBJECTIVES`.
+packing and the number of ranks never change the loss. To write another one: its settings in
+`learner.objective_settings` (judged before anything starts, so without torch), and a frozen dataclass of them with a
+`__call__(TokenBatch) -> Surrogate` in `objectives.OBJECTIVES`.
 """
 
 from learner.losses.batch import LossTerms, TokenBatch

@@ -6,21 +6,16 @@ import torch
 
 from learner.losses.batch import TokenBatch
 from learner.losses.ratios import log_ratio
-from learner.losses.surrogate import Surrogate, check_clip, token_mean
+from learner.losses.surrogate import Surrogate, token_mean
+from learner.objective_settings import CispoSettings
 
 
 @dataclass(frozen=True)
-class Cispo:
+class Cispo(CispoSettings):
     """J = Σ_i Σ_t sg[clip(r_t, 1 − low, 1 + high)]·Â·log π_θ(y_t) / Σ_i |o_i| (MiniMax-M1, arXiv 2506.13585, Eq. 4, 5).
 
     No token is ever without a gradient. clip_low = 1 leaves the ratio unbounded below, as the paper does.
     """
-
-    clip_low: float = 1.0
-    clip_high: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_clip("cispo", self.clip_low, self.clip_high)
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         weight, denominator = token_mean(batch)

@@ -14,6 +14,7 @@ from learner.losses.batch import TokenBatch, usable
 from learner.losses.metrics import peak, total
 from learner.losses.ratios import LOG_RATIO_LIMIT, log_ratio
 from learner.losses.segments import segment_mean, segment_sum
+from learner.objective_settings import CorrectionSettings, completed_correction
 
 Weigher = Callable[[TokenBatch], Tensor]
 """What a correction is to an objective: `(TokenBatch) -> weight [T]`."""
@@ -52,38 +53,24 @@ def geometric_ratio(tokens: TokenBatch) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """A correction before its settings: how ρ becomes a weight, which ρ a level means, and the defaults."""
+    """A correction without its settings: how ρ becomes a weight, and which ρ a level means."""
 
     weigh: Callable[[Tensor, float, float], Tensor]
     ratios: Mapping[str, Callable[[TokenBatch], Tensor]]
-    low: float
-    high: float
 
 
 _BOTH: Final = {"token": token_ratio, "sequence": sequence_ratio}
 KINDS: Final[Mapping[str, Kind]] = {
-    "tis": Kind(truncated, _BOTH, low=0.0, high=2.0),
-    "mis": Kind(masked, _BOTH, low=0.5, high=2.0),
-    "icepop": Kind(masked, _BOTH, low=0.5, high=5.0),
-    "geo": Kind(accepted, {"sequence": geometric_ratio}, low=0.9, high=1.1),
+    "tis": Kind(truncated, _BOTH),
+    "mis": Kind(masked, _BOTH),
+    "icepop": Kind(masked, _BOTH),
+    "geo": Kind(accepted, {"sequence": geometric_ratio}),
 }
 
 
 @dataclass(frozen=True)
-class Correction:
+class Correction(CorrectionSettings):
     """A callable `(TokenBatch) -> weight [T]`, detached; 0 for a token with a field that is not finite."""
-
-    name: str
-    low: float
-    high: float
-    level: str
-
-    def __post_init__(self) -> None:
-        levels = KINDS[self.name].ratios
-        if not 0.0 <= self.low <= self.high:
-            raise ValueError(f"{self.name}: low is {self.low} and high is {self.high}, allowed is 0 ≤ low ≤ high.")
-        if self.level not in levels:
-            raise ValueError(f"{self.name}: level is {self.level!r}, allowed is {' or '.join(map(repr, levels))}.")
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         tokens, keep = usable(batch)
@@ -136,9 +123,7 @@ def correction(name: str, **settings: Any) -> Correction | Uncorrected:
             )
     if name == "none":
         return Uncorrected()
-    kind = KINDS[name]
-    defaults = {"low": kind.low, "high": kind.high, "level": next(iter(kind.ratios))}
-    return Correction(name, **{**defaults, **settings})
+    return Correction(**completed_correction(name, settings))
 
 
 def bypass(batch: TokenBatch) -> TokenBatch:

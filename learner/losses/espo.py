@@ -1,10 +1,7 @@
 """ESPO: one ratio and one clip range for each entropy group of a response (arXiv 2512.00499)."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,59 +10,13 @@ from learner.losses.batch import TokenBatch
 from learner.losses.metrics import total
 from learner.losses.ratios import at_value, clipped, clipped_surrogate, log_ratio
 from learner.losses.segments import rank_from_top, segment_count, segment_mean, segment_sum
-from learner.losses.surrogate import Surrogate, check_clip
-
-RatioForm = Literal["group", "group_times_token"]
+from learner.losses.surrogate import Surrogate
+from learner.objective_settings import EspoSettings
 
 
 @dataclass(frozen=True)
-class Espo:
-    """J = mean_i mean_τ mean_{t∈τ} min(s·Â, clip(s, 1 − ε_τ, 1 + ε_τ)·Â), τ the non-empty entropy groups of response i.
-
-    Attributes:
-        alpha: ε_τ = α·mean_{t∈τ} e_t / log|V|, e the entropy under π_old: the more certain, the tighter.
-        top_fraction: share of a response's tokens, rounded up, in the high-entropy group; the rest is the other group.
-        boundaries: rising quantiles in (0, 1) in place of `top_fraction`: K − 1 of them make K groups, ⌈(1 − b)·n⌉
-            tokens lie above boundary b; `()` is a single group, and `(0.8,)` is `top_fraction=0.2`.
-        ratio: "group": s = sg[s_τ]·π_θ/sg[π_θ]; "group_times_token": sg[s_τ]·π_θ/sg[π_old], the paper's printed Eq. 9.
-        epsilon: fixed clip range, both sides, in place of the adaptive one.
-        epsilon_floor: least adaptive ε_τ.
-        clip_low, clip_high: fixed clip range with two sides, in place of `epsilon`.
-    """
-
-    alpha: float = 0.02
-    top_fraction: float = 0.2
-    boundaries: Sequence[float] | None = None
-    ratio: RatioForm = "group"
-    epsilon: float | None = None
-    epsilon_floor: float = 0.0
-    clip_low: float | None = None
-    clip_high: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "epsilon_floor"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"espo: {name} is {getattr(self, name)}, allowed is 0 or more.")
-        if self.epsilon is not None and not self.epsilon >= 0.0:
-            raise ValueError(f"espo: epsilon is {self.epsilon}, allowed is 0 or more, or None.")
-        if not 0.0 < self.top_fraction <= 1.0:
-            raise ValueError(f"espo: top_fraction is {self.top_fraction}, allowed is above 0 to 1.")
-        if self.ratio not in get_args(RatioForm):
-            raise ValueError(
-                f"espo: ratio is {self.ratio!r}, allowed is {' or '.join(map(repr, get_args(RatioForm)))}."
-            )
-        if self.boundaries is not None:
-            edges = (0.0, *self.boundaries, 1.0)
-            if any(not low < high for low, high in pairwise(edges)):
-                raise ValueError(
-                    f"espo: boundaries are {list(self.boundaries)}, allowed are rising values inside (0, 1)."
-                )
-        if (self.clip_low is None) != (self.clip_high is None):
-            raise ValueError("espo: clip_low and clip_high are given together or not at all.")
-        if self.clip_low is not None and self.clip_high is not None:
-            check_clip("espo", self.clip_low, self.clip_high)
-            if self.epsilon is not None:
-                raise ValueError("espo: epsilon and clip_low/clip_high both fix the clip range; give one of them.")
+class Espo(EspoSettings):
+    """J = mean_i mean_τ mean_{t∈τ} min(s·Â, clip(s, 1 − ε_τ, 1 + ε_τ)·Â), τ the non-empty entropy groups of i."""
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         group, groups = self.groups(batch)

@@ -7,23 +7,18 @@ import torch
 from learner.losses.batch import TokenBatch
 from learner.losses.ratios import log_ratio
 from learner.losses.segments import segment_mean
-from learner.losses.surrogate import Surrogate, check_clip, sequence_mean
+from learner.losses.surrogate import Surrogate, sequence_mean
+from learner.objective_settings import GmpoSettings
 
 
 @dataclass(frozen=True)
-class Gmpo:
+class Gmpo(GmpoSettings):
     """J = mean_i Â·Π_t min(r_t^σ, clip(r_t^σ, e^−low, e^high))^(σ/|o_i|), σ = sign(Â) (arXiv 2507.20673, Eq. 4).
 
     `clip_low` and `clip_high` bound the *log*-ratio here (the paper: 0.4 both). Since the minimum undoes every
     lower bound, only `clip_high` acts, on the side that the advantage pushes to; `clip_low` is there because the
     paper writes it.
     """
-
-    clip_low: float = 0.4
-    clip_high: float = 0.4
-
-    def __post_init__(self) -> None:
-        check_clip("gmpo", self.clip_low, self.clip_high)
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         weight, denominator = sequence_mean(batch)

@@ -7,26 +7,13 @@ from torch import Tensor
 
 from learner.losses.batch import TokenBatch
 from learner.losses.ratios import clipped, clipped_surrogate, log_ratio
-from learner.losses.surrogate import Surrogate, check_clip, sequence_mean, token_mean
+from learner.losses.surrogate import Surrogate, sequence_mean, token_mean
+from learner.objective_settings import DapoSettings, GrpoSettings
 
 
 @dataclass(frozen=True)
-class Grpo:
-    """J = mean_i 1/|o_i| Σ_t min(r_t·Â, clip(r_t, 1 − low, 1 + high)·Â), r_t = π_θ/π_old (arXiv 2402.03300, Eq. 3).
-
-    Attributes:
-        max_tokens: where given, 1/max_tokens replaces 1/|o_i|, so that long wrong answers are not spared:
-            Dr. GRPO (arXiv 2503.20783). Takes unnormalised advantages to go with it.
-    """
-
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        check_clip("grpo", self.clip_low, self.clip_high)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"grpo: max_tokens is {self.max_tokens}, allowed is 1 or more, or None.")
+class Grpo(GrpoSettings):
+    """J = mean_i 1/|o_i| Σ_t min(r_t·Â, clip(r_t, 1 − low, 1 + high)·Â), r_t = π_θ/π_old (arXiv 2402.03300, Eq. 3)."""
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         weight, denominator = sequence_mean(batch)
@@ -36,14 +23,8 @@ class Grpo:
 
 
 @dataclass(frozen=True)
-class Dapo:
+class Dapo(DapoSettings):
     """J = Σ_i Σ_t min(…) / Σ_i |o_i|: GRPO's token term, every token counting alike (arXiv 2503.14476, Eq. 8)."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-
-    def __post_init__(self) -> None:
-        check_clip("dapo", self.clip_low, self.clip_high)
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         return _token_surrogate(batch, self.clip_low, self.clip_high, *token_mean(batch))

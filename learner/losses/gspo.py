@@ -7,22 +7,17 @@ import torch
 from learner.losses.batch import TokenBatch
 from learner.losses.ratios import at_value, clipped, clipped_surrogate, log_ratio
 from learner.losses.segments import segment_mean
-from learner.losses.surrogate import Surrogate, check_clip, sequence_mean
+from learner.losses.surrogate import Surrogate, sequence_mean
+from learner.objective_settings import GspoSettings
 
 
 @dataclass(frozen=True)
-class Gspo:
+class Gspo(GspoSettings):
     """J = mean_i min(s_i·Â, clip(s_i, 1 − low, 1 + high)·Â), s_i = exp(1/|y_i| Σ_t log π_θ/π_old).
 
     arXiv 2507.18071, Eq. 5 and 7. Written in its token form (Eq. 13 and 14), which has the same value and gradient
     where the advantage is the same for all tokens of a response, and is right where it is not.
     """
-
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-
-    def __post_init__(self) -> None:
-        check_clip("gspo", self.clip_low, self.clip_high)
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
         weight, denominator = sequence_mean(batch)

@@ -50,10 +50,3 @@ def token_mean(batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """(weight `[T]`, denominator `[S]`) of "mean over all tokens of the step"."""
     lengths = segment_count(batch.seq, batch.num_seqs)
     return torch.ones_like(batch.logp.detach()), lengths.to(batch.logp.dtype)
-
-
-def check_clip(objective: str, clip_low: float, clip_high: float) -> None:
-    """Raises ValueError unless both are 0 or more; a `clip_low` of 1 or more bounds nothing."""
-    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-        if not value >= 0.0:
-            raise ValueError(f"{objective}: {name} is {value}, allowed is 0 or more.")

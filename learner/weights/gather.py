@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from learner.errors import ModelError
 from learner.policy import Policy
+from streams.weights.untrained import untrained
 
 
 def gather(policy: Policy, rank: int) -> dict[str, Tensor]:
@@ -25,19 +26,26 @@ def gather(policy: Policy, rank: int) -> dict[str, Tensor]:
         if rank == 0:
             whole[name] = full.cpu()
     if rank == 0:
-        # Buffers that belong to a checkpoint (DeepSeek's routing bias) are not sharded, nor trained. Copied: what is
-        # published is kept for the next delta, and must not change with the live tensor.
-        state = policy.model.state_dict()
-        whole |= {name: value.cpu().clone() for name, value in state.items() if not isinstance(value, DTensor)}
+        whole |= stored_buffers(policy.model)
     return whole
+
+
+def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that belong to a checkpoint (DeepSeek's routing bias), neither sharded nor trained.
+
+    Copied: what is published is kept for the next delta, and must not change with the live tensor. What a module keeps
+    besides its tensors (Transformer Engine's layers: scales) is in a state dict too, and is nothing of the model.
+    """
+    buffers = dict(model.named_buffers())
+    return {name: buffers[name].cpu().clone() for name in model.state_dict() if name in buffers}
 
 
 def stored_form(model: Any, whole: Mapping[str, Tensor], stored: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors under the names and shapes of `stored` (the model directory's): transformers fuses a layer's experts
     into one tensor, and this takes them apart again.
 
-    Tensors that the directory has and the network has not (DeepSeek's prediction heads) are left out. ModelError: a
-    name or shape that the directory has not.
+    Prediction heads and rotary frequencies are left out (`streams.weights.untrained`). ModelError: a name or shape that
+    the directory has not, or another tensor that the network has not, without which no engine takes the publication.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -50,4 +58,9 @@ def stored_form(model: Any, whole: Mapping[str, Tensor], stored: Mapping[str, tu
                 f"trained tensor {name} has shape {list(tensor.shape)}, and the model directory has "
                 f"{list(stored[name]) if name in stored else 'no such tensor'}"
             )
+    if strange := sorted(stored.keys() - tensors.keys() - untrained(stored, model.config.to_dict())):
+        raise ModelError(
+            f"the model directory holds {len(strange)} tensors that the network has not, first {strange[0]}; allowed "
+            f"besides the network's own are multi-token prediction heads"
+        )
     return tensors

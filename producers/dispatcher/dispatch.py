@@ -24,6 +24,7 @@ from schemas.events import (
 )
 from schemas.identity import group_id
 from schemas.parts import Purpose
+from streams.numbering import Numbering
 
 TOPICS = ("prompts", "groups", "batches", "steps", "weights", "applied", "dead-letters")
 """What the state is rebuilt from and kept up with; the facts of different topics may arrive in any order."""
@@ -63,7 +64,7 @@ class Dispatch:
         # Held-back groups take no slot of training; they are counted the same way, so that a lost one is noticed.
         self.evaluating = Admission(len(held_back), settings.outcome_grace_s)
         self.steps = 0
-        self.batches = 0
+        self._numbering: Numbering[None] = Numbering()
 
     @property
     def requested(self) -> int:
@@ -94,7 +95,7 @@ class Dispatch:
             case GroupEvaluated():
                 self.evaluating.ended(event.group_id)
             case BatchPlanned():
-                self.batches = max(self.batches, event.batch + 1)
+                self._numbering.add(event.batch, None)
                 self.admission.planned(event.batch, event.groups)
             case StepCompleted():
                 self.steps = max(self.steps, event.version)
@@ -179,7 +180,7 @@ class Dispatch:
     def _finished_training(self) -> bool:
         # A planned batch will be trained on, so that nothing beyond the last planned one is of any use.
         last = self._settings.max_steps
-        return last is not None and max(self.steps, self.batches) >= last
+        return last is not None and max(self.steps, self._numbering.next) >= last
 
     def _final_weights_applied(self, now_s: float) -> bool:
         if not self._evaluations.final_due(self.steps):

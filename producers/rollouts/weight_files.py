@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,9 @@ from producers import fp8
 from producers.rollouts.errors import WeightsRefused
 from streams.digests import digest_of
 from streams.weights.blocks import SCALE_SUFFIX
+from streams.weights.untrained import read_model_config, untrained
+
+_IN_FLOAT32: Final = ".e_score_correction_bias"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,26 @@ def checkpoint_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def unpublished(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Those of a checkpoint directory's tensors that publications are without. WeightsRefused: no readable config."""
+    try:
+        return untrained(shapes, read_model_config(directory))
+    except (OSError, ValueError) as error:
+        raise WeightsRefused(f"model directory {directory} has no readable config.json: {error}") from error
+
+
 def load_weights(
-    files: Sequence[WeightFile], expected: Mapping[str, tuple[int, ...]], *, dtype: torch.dtype, round_fp8: bool
+    files: Sequence[WeightFile],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: torch.dtype,
+    round_fp8: bool,
+    optional: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """All tensors of `files` as `dtype`, in memory, FP8 ones dequantized; `round_fp8` rounds them through FP8 blocks.
+
+    DeepSeek's routing bias stays in float32, in which the network holds it whatever its dtype: rounded it would choose
+    other experts. Of the `expected` names the `optional` ones may be missing.
 
     Raises `WeightsRefused`, naming the file or tensor, for a missing or damaged file, a wrong digest, a name or shape
     other than `expected`, a tensor that is missing, or a value that is not finite.
@@ -45,7 +65,7 @@ def load_weights(
         tensors |= _read(file)
     coded = {name for name, tensor in tensors.items() if tensor.dtype == fp8.E4M3}
     tensors = _dequantized(tensors, dtype)
-    if missing := sorted(expected.keys() - tensors.keys()):
+    if missing := sorted(expected.keys() - optional - tensors.keys()):
         raise WeightsRefused(f"the weights lack {len(missing)} of {len(expected)} tensors, first {missing[0]!r}")
     for name, tensor in tensors.items():
         if name not in expected:
@@ -58,7 +78,7 @@ def load_weights(
         # What came as FP8 is rounded already, by the blocks that it came with.
         name: fp8.rounded(tensor).to(dtype)
         if round_fp8 and name not in coded and fp8.is_quantized(name, tensor)
-        else tensor.to(dtype)
+        else tensor.to(torch.float32 if name.endswith(_IN_FLOAT32) else dtype)
         for name, tensor in tensors.items()
     }
 

@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from producers.rollouts.errors import WeightsRefused
-from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights
+from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights, unpublished
 
 BACKEND: Final = "eachprompt"
 
@@ -73,9 +73,15 @@ class FilesWeightTransferEngine(WeightTransferEngine[FilesInitInfo, FilesUpdateI
 
     def receive_weights(self, update_info: FilesUpdateInfo) -> None:
         """Read, check, load."""
-        expected = checkpoint_shapes(Path(self.model_config.model))
-        files = [WeightFile(Path(path), digest) for path, digest in update_info.files]
-        tensors = load_weights(files, expected, dtype=self.model_config.dtype, round_fp8=update_info.round_fp8)
+        directory = Path(self.model_config.model)
+        expected = checkpoint_shapes(directory)
+        tensors = load_weights(
+            [WeightFile(Path(path), digest) for path, digest in update_info.files],
+            expected,
+            dtype=self.model_config.dtype,
+            round_fp8=update_info.round_fp8,
+            optional=unpublished(directory, expected),
+        )
         loaded = self.model.load_weights(iter(tensors.items()))
         if loaded is not None and not loaded:
             raise WeightsRefused("the model took none of the tensors")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from producers.rollouts.errors import WeightsRefused
 from producers.rollouts.plugin import expert_reload_is_mended
-from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights
+from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights, unpublished
 
 
 class WeightExtension:
@@ -30,11 +30,18 @@ class WeightExtension:
         self._staged = None
         if not expert_reload_is_mended():
             return "the vLLM plugin of eachprompt is not registered in the worker: install the package (make setup)"
+        directory = Path(self.model_config.model)
         if self._expected is None:
-            self._expected = checkpoint_shapes(Path(self.model_config.model))
+            self._expected = checkpoint_shapes(directory)
         announced = [WeightFile(Path(path), digest) for path, digest in files]
         try:
-            self._staged = load_weights(announced, self._expected, dtype=self.model_config.dtype, round_fp8=round_fp8)
+            self._staged = load_weights(
+                announced,
+                self._expected,
+                dtype=self.model_config.dtype,
+                round_fp8=round_fp8,
+                optional=unpublished(directory, self._expected),
+            )
         except WeightsRefused as error:
             return str(error)
         return ""

@@ -49,6 +49,11 @@ class Broker(abc.ABC):
     def alive(self) -> bool:
         """Whether the process (local) or a port (external) is there. It says nothing about readiness."""
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the process of a local broker ended, a signal as a negative number; None where none has."""
+        return None
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -56,6 +56,10 @@ class LocalBroker(Broker):
         """The id of the broker's process while it lives."""
         return self._child.pid if self._child is not None and self._child.alive() else None
 
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._child is None else self._child.returncode
+
     def alive(self) -> bool:
         return self.pid is not None
 

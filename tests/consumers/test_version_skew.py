@@ -97,7 +97,7 @@ async def test_services_read_what_newer_and_older_ones_write(
                 await writer.write(Output("rollouts", rollout, key=rollout.group_id))
         await write_major(log, make_rollout("3+1=4", group_id="p.9"))
         for batch in range(3):
-            await seen.read_until(f"batch {batch}", lambda: len(seen.of(BatchPlanned)) == batch + 1, 30.0)  # noqa: B023
+            await seen.read_until(f"batch {batch}", lambda: len(seen.of(BatchPlanned)) == batch + 1)  # noqa: B023
             await writer.write(Output("steps", step(batch)))
         await seen.read_until("the dead letter", lambda: len(seen.of(DeadLetter)) == 1)
     ends = Counter(ref for ref, _ in seen.ends())

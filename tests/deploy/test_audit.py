@@ -65,7 +65,7 @@ def test_a_finished_run_accounts_for_every_rollout(records: Records) -> None:
     assert sum(audit.dispositions.values()) == audit.produced
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_cut_of_the_log_accounts_for_every_rollout(simulated: Simulate, data: st.DataObject) -> None:
     """A log that ends anywhere is a run that is still going: nothing is unaccounted for, and the sum holds."""
@@ -77,7 +77,7 @@ def test_any_cut_of_the_log_accounts_for_every_rollout(simulated: Simulate, data
     assert audit.in_flight == sum(audit.in_flight_waiting.values())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_missing_rollout_is_found(simulated: Simulate, data: st.DataObject) -> None:
     records = simulated(steps=2).records
@@ -87,7 +87,7 @@ def test_a_missing_rollout_is_found(simulated: Simulate, data: st.DataObject) ->
     assert audit.unaccounted == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_closing_told_twice_is_found(simulated: Simulate, data: st.DataObject) -> None:
     records = simulated(steps=2).records
@@ -290,6 +290,16 @@ def test_what_the_learner_refuses_ends_in_its_step_and_not_in_its_letter(records
     source = next(ref for ref, _ in records if ref.topic == "rollouts")
     letter = DeadLetter(source=source, stage="learner", error="not finite", data=b"", time_s=0.0)
     assert audited([*in_flight, (Ref("dead-letters", 0, 0), encode(letter))]) == audited(in_flight)
+
+
+def test_a_batch_that_the_learner_passed_over_plans_nothing(records: Records) -> None:
+    source = Ref("batches", 0, 10_000)
+    planned = next(event for _, value in records if isinstance(event := decode(value), BatchPlanned))
+    forged = encode(msgspec.structs.replace(planned, batch=4000))
+    letter = DeadLetter(source=source, stage="learner", error="not the batcher's", data=forged, time_s=0.0)
+    assert not audited([*records, (source, forged)]).clean
+    told = (Ref("dead-letters", 0, 0), encode(letter))
+    assert audited([told, *records, (source, forged)]) == audited(records)
 
 
 def test_a_damaged_reference_is_reported_and_takes_no_memory(records: Records) -> None:

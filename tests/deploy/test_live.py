@@ -2,7 +2,10 @@ import io
 import os
 import pty
 import re
+import threading
 from contextlib import suppress
+
+import pytest
 
 from deploy.live import PlainView, TerminalView, sparkline, view_on
 from deploy.snapshot import Snapshot
@@ -31,17 +34,25 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert lines[2].endswith("something happened")
 
 
-def test_a_table_on_a_terminal() -> None:
+def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "100"), ("LINES", "40")):
+        monkeypatch.setenv(name, value)
     ours, theirs = pty.openpty()
+    written = bytearray()
+
+    def read() -> None:
+        # A terminal holds little, and gives what it has, not all of it; at its end Linux says EIO.
+        with suppress(OSError):
+            while piece := os.read(ours, 65536):
+                written.extend(piece)
+
+    reading = threading.Thread(target=read)
+    reading.start()
     with os.fdopen(theirs, "w") as stream, view_on(stream, "the title") as view:
         assert isinstance(view, TerminalView)
         view.show(at(7))
         view.note("something happened")
-    written = b""
-    # A terminal gives what it has, not all of it; at its end Linux says EIO.
-    with suppress(OSError):
-        while piece := os.read(ours, 65536):
-            written += piece
+    reading.join()
     os.close(ours)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode())
     for wanted in ("the title", "7 of 40", "3,210 tokens/s", "zero_variance 2", "something happened"):

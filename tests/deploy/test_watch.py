@@ -48,6 +48,12 @@ async def test_it_is_done_with_the_last_step_and_its_round(followed: tuple[RunCo
 
 async def test_a_deadline_says_how_far_the_run_was(followed: tuple[RunConfig, str]) -> None:
     config, bootstrap = followed
-    sentence = rf"waited 3 s for the held-back round after step {STEPS} \(6 of 7 groups are measured\)"
-    with pytest.raises(DeployError, match=sentence):
-        await Watcher(config, bootstrap, lambda now: None).until_done(HELD_BACK + 1, deadline_s=3)
+    read: list[Snapshot] = []
+    # All of it must be read by the deadline: a busy machine gets a later one.
+    for deadline_s in (3, 12, 48):
+        with pytest.raises(DeployError) as caught:
+            await Watcher(config, bootstrap, read.append).until_done(HELD_BACK + 1, deadline_s)
+        if read and read[-1].held_back is not None and read[-1].held_back[0] == STEPS:
+            break
+    said = f"waited {deadline_s} s for the held-back round after step {STEPS} (6 of 7 groups are measured)"
+    assert said in str(caught.value)

@@ -1,6 +1,7 @@
 """`eachprompt weights`: what was published is listed, and any version of it is a directory that transformers loads."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,24 @@ def test_an_export_loads_with_transformers_as_it_is(told: Told, run: Run, tmp_pa
     name = "model.layers.0.self_attn.q_proj.weight"
     loaded = dict(model.named_parameters())[name].detach().view(torch.uint16).numpy().reshape(-1)
     assert np.array_equal(loaded, wanted[name].bits)
+
+
+def test_an_export_has_the_prediction_heads_of_the_model_directory(run: Run, tmp_path: Path) -> None:
+    """A publication is without them; an export without them would not be what its configuration says."""
+    from deploy.export import export
+
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    layers = config["num_hidden_layers"]
+    head = {f"model.layers.{layers}.eh_proj.weight": StoredTensor("BF16", (2, 4), np.arange(8, dtype=np.uint16))}
+    write_file(model / "model-heads.safetensors", head)
+    names = export(Published({event.version: event for event in run.events}), 3, model, run.blobs, tmp_path / "out")
+    written = {n: t for path in (tmp_path / "out").glob("*.safetensors") for n, t in read_file(path).items()}
+    assert written.keys() == run.states[3].keys() | head.keys()
+    for name, tensor in (run.states[3] | head).items():
+        assert np.array_equal(written[name].bits, tensor.bits), name
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == written.keys()
+    assert {"config.json", *index["weight_map"].values()} <= set(names)

@@ -208,7 +208,9 @@ def another_model(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def two_ranks(zygote: Zygote, learner_directory: Path) -> list[dict[str, Any]]:
     """What each of two ranks says of every scenario."""
-    scenarios = "train repeat once resume other_model damage damages full_disk publish nothing modes kl shaped"
+    scenarios = (
+        "train repeat once resume other_model damage damages full_disk publish nothing modes accumulated kl shaped"
+    )
     return run_ranks(zygote, 2, learner_directory, scenarios.split())
 
 

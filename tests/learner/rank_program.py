@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from learner.checkpoints import Checkpoints
 from learner.distributed import Ranks, join, leave
@@ -31,7 +34,7 @@ from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from schemas import Unanimous
-from tests.learner import family_ranks, loss_ranks
+from tests.learner import family_ranks, fp8_ranks, loss_ranks
 
 SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
@@ -336,6 +339,32 @@ def modes(ranks: Ranks, directory: Path) -> Any:
     return results
 
 
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what goes through process groups, by the operation's name and the dtype of what it sends."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            sent = next((leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)), None)
+            self.counts[f"{func._opname} {None if sent is None else sent.dtype}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def accumulated(ranks: Ranks, directory: Path) -> Any:
+    """Collectives of one update of one micro-batch and of four, computed in bf16, and what the trainer keeps."""
+    counts = {}
+    for micros in (1, 4):
+        trainer = trainer_of(ranks, directory, updates_per_batch=1, precision="bf16", measure_replay_every=0)
+        with Collectives() as heard:
+            trainer.train([[rollout] for rollout in sequences(0)[:micros]], 0)
+        counts[micros] = heard.counts
+    kept = {name.partition(".")[0]: str(tensor.dtype) for name, tensor in trainer.state().items()}
+    return {"counts": counts, "layers": LAYERS, "kept": kept}
+
+
 def kl(ranks: Ranks, directory: Path) -> Any:
     """Two steps that hold on to the model the run began with; the weights between them are left behind."""
     trainer = trainer_of(ranks, directory, updates_per_batch=1, kl_coefficient=0.5)
@@ -385,7 +414,15 @@ SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = (
     }
     | {
         function.__name__: function
-        for function in (kl, shaped, loss_ranks.objectives, loss_ranks.sharded_head, family_ranks.families)
+        for function in (
+            accumulated,
+            kl,
+            shaped,
+            loss_ranks.objectives,
+            loss_ranks.sharded_head,
+            family_ranks.families,
+            fp8_ranks.swapped,
+        )
     }
     | {f"resume_from_{left_by}": partial(resume_from, left_by) for left_by in (1, 2, 3)}
 )

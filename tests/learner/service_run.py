@@ -150,7 +150,12 @@ def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutC
     )
 
 
-async def write_batches(run: Run, first: int, count: int, spoil: bool = False) -> list[BatchPlanned]:
+IN_ORDER = (((0, 1), (2, 3)), ((4, 5), (6, 7)))
+
+
+async def write_batches(
+    run: Run, first: int, count: int, spoil: bool = False, ranks: tuple[tuple[tuple[int, ...], ...], ...] = IN_ORDER
+) -> list[BatchPlanned]:
     """Batches of eight rollouts, two micro-batches a rank; `spoil` ruins three rollouts of each in different ways."""
     blobs = BlobStore(run.context.blob_uri)
     plans = []
@@ -184,8 +189,10 @@ async def write_batches(run: Run, first: int, count: int, spoil: bool = False) -
                 batch=batch,
                 groups=(GROUP,),
                 sequences=tuple(sequences),
-                ranks=(((0, 1), (2, 3)), ((4, 5), (6, 7))),
+                ranks=ranks,
                 token_budget=64,
+                fill=0.75,
+                imbalance=1.25,
                 time_s=0.0,
             )
             await writer.write(Output("batches", plan))
@@ -196,4 +203,4 @@ async def write_batches(run: Run, first: int, count: int, spoil: bool = False) -
 async def end(children: Sequence[Any]) -> list[int]:
     """SIGTERM to rank 0 alone: it tells the other."""
     children[0].send_signal(signal.SIGTERM)
-    return [await asyncio.to_thread(child.wait, 30) for child in children]
+    return [await asyncio.to_thread(child.wait, DEADLINE_S) for child in children]

@@ -59,12 +59,14 @@ async def test_all_learn_of_one_store_and_of_an_end_after_that(tmp_path: Path, p
 
 async def test_who_did_not_come_is_named_to_all(tmp_path: Path) -> None:
     async with lifelines(place_of(tmp_path, 0), 0, 1, world=4) as (zero, one):
-        waiting = asyncio.gather(zero.meet(SHORT_S), one.meet(LONG_S), return_exceptions=True)
+        # Rank 1 must come before that is over, which is more than it takes.
+        waiting = asyncio.gather(zero.meet(3.0), one.meet(LONG_S), return_exceptions=True)
         while "learner ranks 2, 3 of 4" not in "".join(zero.waits()):
+            assert not waiting.done(), await waiting
             await asyncio.sleep(0)
         assert one.waits()[0].startswith("waits for learner rank 0 to say that all are here since")
         outcomes = await waiting
-    sentence = "learner rank 0 waited 0.3 s for learner ranks 2, 3 of 4 to come"
+    sentence = "learner rank 0 waited 3 s for learner ranks 2, 3 of 4 to come"
     assert [str(outcome) for outcome in outcomes] == [sentence] * 2
     assert all(isinstance(outcome, RankError) for outcome in outcomes)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import modeling_flash_attention_utils as flash
 
-from learner.attention import require_attention
 from learner.errors import ModelError
+from learner.machine import likely_device, require_attention
 from learner.policy import Policy, load_model, mixed_precision, model_shape, stored_tensors
 from learner.sequences import Rollout, pack
 from learner.settings import SUPPORTED, LearnerSettings
@@ -123,6 +123,10 @@ def test_attention_that_cannot_train_here_is_refused(
         require_attention(attention, precision, device)
     for works in ("packed", "sdpa", "eager"):
         require_attention(works, "f32", "cpu")
+
+
+def test_the_machine_is_judged_as_torch_judges_it() -> None:
+    assert likely_device() == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:

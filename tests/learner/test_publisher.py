@@ -64,3 +64,17 @@ def test_a_tensor_that_the_directory_has_not_is_named(learner_directory: Path) -
     del stored["model.layers.1.mlp.experts.2.up_proj.weight"]
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts\.2\.up_proj\.weight .* no such tensor"):
         stored_form(model, whole, stored)
+
+
+def test_a_tensor_of_the_directory_that_the_network_has_not_is_named_unless_it_is_a_prediction_head(
+    learner_directory: Path,
+) -> None:
+    """Engines refuse a publication that lacks a tensor of their directory: nothing would ever be applied."""
+    model: Any = load_model(learner_directory / "model", LearnerSettings(model="m"))
+    stored = stored_tensors(learner_directory / "model")
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    head = f"model.layers.{model.config.num_hidden_layers}.eh_proj.weight"
+    with pytest.raises(ModelError, match=rf"holds 1 tensors that the network has not, first {head}; allowed"):
+        stored_form(model, whole, {**stored, head: (4, 8)})
+    model.config.num_nextn_predict_layers = 1
+    assert stored_form(model, whole, {**stored, head: (4, 8)}).keys() == stored.keys()

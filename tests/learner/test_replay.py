@@ -305,7 +305,7 @@ def plain_names(grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("how", ["non-reentrant", "reentrant", "wrapper"])
-@pytest.mark.parametrize("family", ["Qwen3Moe", "DeepseekV3"])
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral", "Olmoe", "DeepseekV3"])
 def test_recomputation_sees_the_routes_of_its_own_forward_pass(how: str, family: str) -> None:
     """Two micro-batches; both backward passes run late, one inside a third replay of yet another length."""
     plain, model = build(family), build(family)

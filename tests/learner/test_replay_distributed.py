@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from learner.replay import recorded, replayed
 
 RANKS = 2
+TRAINED = ("Qwen3Moe", "Mixtral", "Olmoe", "DeepseekV3")
 
 
 def tiny_models() -> ModuleType:
@@ -71,24 +72,47 @@ def check_gradients(tiny: ModuleType, family: str, rank: int) -> None:
         torch.testing.assert_close(got.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
-def check_own_routes_in_bf16(tiny: ModuleType) -> None:
-    model = sharded(tiny.build("Qwen3Moe", "grouped_mm"), param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+def check_own_routes(tiny: ModuleType, family: str, experts: str, precision: str) -> None:
+    """Replay of the routes that the sharded model itself has chosen: logits and gradients to the last bit."""
+    policy = {} if precision == "f32" else {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+    model = sharded(tiny.build(family, experts), **policy)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor | None]:
+        torch.autograd.backward(tiny.scalar(logits))
+        found = [None if p.grad is None else p.grad.full_tensor().clone() for p in model.parameters()]
+        # Now, and not before the next backward pass: between a forward pass and that FSDP2 shows the whole parameters.
+        model.zero_grad()
+        return found
+
     with recorded(model) as record:
         native = model(tiny.tokens()).logits
+    expected = gradients(native)
     with replayed(model, record.routes) as replay:
         again = model(tiny.tokens()).logits
-    assert native.dtype == torch.bfloat16
-    assert torch.equal(native, again)
-    assert replay.flips().share == 0.0
+    said = f"{family}, {experts}, {precision}"
+    assert native.dtype == (torch.float32 if precision == "f32" else torch.bfloat16)
+    assert torch.equal(native, again), said
+    assert replay.flips().share == 0.0 and int(replay.flips().decisions.sum()) > 0, said
+    for one, other in zip(expected, gradients(again), strict=True):
+        assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other)), (
+            said
+        )
+    # What was compared depends on the routes: another token's give other logits.
+    with replayed(model, record.routes.roll(1, 0)):
+        assert not torch.equal(model(tiny.tokens()).logits, native), said
 
 
 def worker() -> None:
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=os.environ["MEETING_POINT"], rank=rank, world_size=RANKS)
     tiny = tiny_models()
-    for family in ("Qwen3Moe", "DeepseekV3"):
+    for family in TRAINED:
         check_gradients(tiny, family, rank)
-    check_own_routes_in_bf16(tiny)
+        for experts in ("eager", "grouped_mm"):
+            for precision in ("f32", "bf16"):
+                check_own_routes(tiny, family, experts, precision)
     dist.destroy_process_group()
 
 

@@ -88,6 +88,25 @@ def test_every_way_of_routing_trains_and_measures_replay(two_ranks: list[dict[st
         assert modes["espo"][name] == modes["espo, offloaded"][name]
 
 
+def test_the_share_of_fillers_is_said(two_ranks: list[dict[str, Any]]) -> None:
+    for metrics in two_ranks[0]["train"]["metrics"]:
+        assert metrics["packing/filler_share"] == pytest.approx(1 / 3), "three micro-batches here, one there"
+
+
+def test_gradients_are_communicated_once_an_update_in_float32_however_many_micro_batches(
+    two_ranks: list[dict[str, Any]],
+) -> None:
+    for said in two_ranks:
+        found = said["accumulated"]
+        sent = [
+            {name: count for name, count in counts.items() if "reduce_scatter" in name}
+            for counts in found["counts"].values()
+        ]
+        # One for each group of FSDP: the layers, and embedding, norm and head.
+        assert sent == [{"_reduce_scatter_base_ torch.float32": found["layers"] + 1}] * 2, found
+        assert found["kept"] == dict.fromkeys(("model", "exp_avg", "exp_avg_sq"), "torch.float32")
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"),
     [

@@ -77,7 +77,7 @@ class Run:
     @asynccontextmanager
     async def scope(self, name: str) -> AsyncIterator[Scope]:
         """A service's scope; asked to stop, and its tasks awaited, at the end of the block."""
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
             scope = Scope(name, self.context, self.log, BlobStore(self.context.blob_uri), tasks)
             try:
                 yield scope
@@ -103,7 +103,7 @@ class Run:
                 await writer.write(output)
 
     async def read(
-        self, *topics: str, until: Callable[[list[tuple[Event, Record]]], bool], within_s: float = 20.0
+        self, *topics: str, until: Callable[[list[tuple[Event, Record]]], bool], within_s: float = 60.0
     ) -> list[tuple[Event, Record]]:
         """Everything on `topics` from the start, once `until` holds of it."""
         found: Found = []

@@ -285,6 +285,19 @@ def test_no_training_prompt_beyond_the_last_planned_batch() -> None:
     assert dispatch.finished() and dispatch.waiting() == []
 
 
+def test_a_batch_that_somebody_else_wrote_does_not_end_the_asking() -> None:
+    setup = configured(groups_per_batch=1, max_staleness=0, max_steps=3)
+    dispatch = started(Dispatch(setup, prompts(9), [], run_seed=0))
+    for number in range(2):
+        (request,) = dispatch.due(0.0)
+        dispatch.on_event(ready(request))
+        dispatch.on_event(planned(number, [request.group_id]))
+        dispatch.on_event(planned(4000, ["stranger"]))
+        dispatch.on_event(completed(number))
+        dispatch.on_event(published(number + 1))
+    assert len(dispatch.due(0.0)) == 1
+
+
 def test_requests_carry_what_was_configured_and_the_newest_weights() -> None:
     setup = configured(samples=4, group_timeout_s=50.0)
     dispatch = Dispatch(setup, prompts(3), [], run_seed=0)

@@ -82,7 +82,10 @@ async def test_a_freed_slot_is_filled_and_a_restart_asks_for_nothing_twice(
     async with run.scope("dispatcher") as scope:
         scope.spawn(main(scope, settings), "dispatcher")
         found = requests(await run.read("prompts", until=lambda found: len(found) == 10))
-        assert scope.is_ready and scope.gauges["outstanding_groups"] == 4
+        # Others may read what it wrote before it has heard of that itself.
+        async with asyncio.timeout(60):
+            while not (scope.is_ready and scope.gauges.get("outstanding_groups") == 4):
+                await asyncio.sleep(0.01)
     assert sorted(request.sequence for request in found) == list(range(10))
     assert len({request.group_id for request in found}) == 10
 
@@ -123,28 +126,30 @@ def lines_of(run: Any) -> list[str]:
 
 async def test_it_starts_fast_and_small_and_ends_with_zero_on_sigterm(run: Any, tmp_path: Path) -> None:
     train = source(tmp_path / "train.jsonl", 2048)
-    began = time.monotonic()
     process = run.launch("dispatcher", {"source": {"kind": "jsonl", "path": train.path}, "groups_per_batch": 16})
     try:
         await run.read("prompts", until=lambda found: len(found) == 32)
-        took_s = time.monotonic() - began
-        resident_mib = psutil.Process(process.pid).memory_info().rss / 2**20
+        watched = psutil.Process(process.pid)
+        resident_mib = watched.memory_info().rss / 2**20
+        # Of the processor, and not by the clock: other tests' processes want it too.
+        spent = watched.cpu_times()
+        took_s = spent.user + spent.system
         os.kill(process.pid, signal.SIGTERM)
-        await asyncio.to_thread(process.wait, timeout=10)
+        await asyncio.to_thread(process.wait, timeout=60)
     finally:
         process.kill()
-    print(f"dispatcher: 32 requests on the log {took_s:.2f} s after its start, {resident_mib:.0f} MiB")
+    print(f"dispatcher: 32 requests on the log for {took_s:.2f} s of CPU since its start, {resident_mib:.0f} MiB")
     assert process.returncode == 0, lines_of(run)
     assert lines_of(run)[-1] == "imported", "neither torch nor vLLM"
     assert resident_mib <= 120
-    # 2 s on an idle machine; the margin is for one that runs other tests.
-    assert took_s <= 8
+    # 0.3 s where this was written; the margin is for a slower processor.
+    assert took_s <= 4
 
 
 async def test_a_broken_source_ends_it_with_code_2_and_one_sentence(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"prompt": "1+1="\n')
     process = run.launch("dispatcher", {"source": {"kind": "jsonl", "path": str(path)}})
-    assert await asyncio.to_thread(process.wait, timeout=20) == 2
+    assert await asyncio.to_thread(process.wait, timeout=60) == 2
     *_, last, imported = lines_of(run)
     assert f"{path}, line 1" in last and imported == "imported"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from producers import fp8
 from producers.rollouts.errors import EngineSettingsError, WeightsRefused
 from producers.rollouts.settings import EngineSettings
-from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights
+from producers.rollouts.weight_files import WeightFile, checkpoint_shapes, load_weights, unpublished
 
 SHAPES = {"a.q_proj.weight": (130, 20), "norm.weight": (20,)}
 
@@ -109,3 +109,33 @@ def test_fp8_uses_kernels_on_cuda_and_rounding_on_cpu(tmp_path: Path) -> None:
     assert cpu.rounds_weights and "quantization" not in cpu.arguments()
     assert not cuda.rounds_weights and cuda.arguments()["quantization"] == "fp8_per_block"
     assert cuda.arguments()["tensor_parallel_size"] == 2 and "kv_cache_memory_bytes" not in cuda.arguments()
+
+
+HEAD = "model.layers.3.eh_proj.weight"
+BIAS = "model.layers.2.mlp.gate.e_score_correction_bias"
+
+
+def test_a_publication_is_without_prediction_heads_and_its_routing_bias_is_not_rounded(tmp_path: Path) -> None:
+    """A DeepSeek directory: the heads that it holds are not trained, and 0.1 in bfloat16 may choose another expert."""
+    whole = tensors() | {HEAD: torch.ones(20, 20), BIAS: torch.full((8,), 0.1)}
+    path = saved(tmp_path, whole)
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 3, "num_nextn_predict_layers": 1}')
+    shapes = checkpoint_shapes(tmp_path)
+    optional = unpublished(tmp_path, shapes)
+    assert optional == {HEAD}
+
+    def loaded() -> dict[str, torch.Tensor]:
+        return load_weights(
+            [WeightFile(path)], shapes, dtype=torch.bfloat16, round_fp8=False, optional=optional
+        )  # fmt: skip
+
+    assert loaded().keys() == whole.keys()
+    saved(tmp_path, {name: tensor for name, tensor in whole.items() if name != HEAD})
+    assert loaded().keys() == whole.keys() - {HEAD}
+    assert loaded()[BIAS].dtype == torch.float32 and torch.equal(loaded()[BIAS], whole[BIAS])
+    saved(tmp_path, {name: tensor for name, tensor in whole.items() if name not in (HEAD, BIAS)})
+    with pytest.raises(WeightsRefused, match=f"lack 1 of 4 tensors, first '{BIAS}'"):
+        loaded()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WeightsRefused, match=r"no readable config\.json"):
+        unpublished(tmp_path, shapes)

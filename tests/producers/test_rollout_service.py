@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from schemas import (
 from streams.blobs import BlobStore
 from streams.record import Output, Record
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 MODEL = Path(__file__).parents[2] / "models" / "tiny-moe"
 REPEATED = 5
@@ -40,7 +41,7 @@ REPEATED = 5
 KILLER = {"logits_processors": ["tests.producers.prompt_killer:PromptKiller"]}
 SETTINGS = {"model": str(MODEL), "max_model_len": 96, "max_num_seqs": 64, "kv_cache_bytes": 64 << 20}
 SAMPLES = 8
-START_S = 150.0
+START_S = 300.0
 
 CANARY = Canary(
     token_ids=NDArray.of(np.arange(3, 19, dtype=np.uint32).reshape(2, 8)),
@@ -133,10 +134,10 @@ def perturbed(tmp_path: Path) -> Path:
 
 async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: Path) -> None:
     encoder = PromptEncoder(MODEL)
+    # One weights version is there before the first prompt, so it must be in use before it.
+    await publish(run, 1, MODEL / "model.safetensors")
     process = run.launch("producer", SETTINGS)
     try:
-        # One weights version is there before the first prompt, so it must be in use before it.
-        await publish(run, 1, MODEL / "model.safetensors")
         few = [request(number) for number in range(4)]
         await ask(run, *few, request(900, prompt="1+" * 60), request(901, deadline_s=time.time() - 1))
         found = await run.read("rollouts", until=holds(RolloutCompleted, 4 * SAMPLES), within_s=START_S)
@@ -158,7 +159,7 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         await run.read("applied", until=has_refused(3))
         await publish(run, 4, MODEL / "model.safetensors", canary=CANARY)
         total = (4 + len(many)) * SAMPLES
-        found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=60)
+        found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=START_S)
         took_s = time.monotonic() - began
         rollouts = of(found, RolloutCompleted)
         tokens = sum(len(rollout.response_ids.numpy()) for rollout in rollouts)
@@ -185,7 +186,9 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         assert (applied[-1].time_s, applied[-1].pause_s) == (applied[-2].time_s, applied[-2].pause_s)
         assert {each.producer_id for each in applied} == {"producer-0"}
         second = applied[1]
-        assert second.in_flight > 0 and 0 < second.pause_s < 2 and second.published_s > 0
+        assert second.in_flight > 0 and second.published_s > 0
+        # A machine that takes long to start the engine is slow or busy, and takes longer over this as well.
+        assert 0 < second.pause_s < max(2.0, start_s(run) / 10)
         print(
             f"{len(rollouts)} rollouts, {tokens / took_s:.0f} tokens/s, {len(crossed)} across an update of "
             f"{second.in_flight} in flight, paused {second.pause_s * 1e3:.0f} ms"
@@ -202,7 +205,7 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         await ask(run, *more)
         await run.read("rollouts", until=holds(RolloutCompleted, before + 10 * SAMPLES))
         process.kill()
-        await asyncio.to_thread(process.wait, timeout=10)
+        await asyncio.to_thread(process.wait, timeout=60)
         await stop_while_starting(run)
         process = run.launch("producer", SETTINGS)
         late = await all_of(run, more)
@@ -211,7 +214,7 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         assert {span.version for rollout in late for span in rollout.spans} == {4}
 
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, timeout=30) == 0
+        assert await asyncio.to_thread(process.wait, timeout=60) == 0
     finally:
         process.kill()
         process.wait(timeout=10)
@@ -233,9 +236,15 @@ async def engine_death(run: Any, process: Any, total: int) -> None:
     """SIGKILL to the engine core: its rollouts are made again as the next attempt, with the newest weights, and those
     on the log are not."""
     several = [request(number) for number in range(300, 340)]
-    await ask(run, *several)
-    await run.read("rollouts", until=holds(RolloutCompleted, total + 4 * SAMPLES))
     (core,) = children(process, "EngineCore")
+    await ask(run, *several[:8])
+    await run.read("rollouts", until=holds(RolloutCompleted, total + 4 * SAMPLES))
+    # It stands still while the others come, or it might be done with all of them before it is killed.
+    os.kill(core.pid, signal.SIGSTOP)
+    await ask(run, *several[8:])
+    async with asyncio.timeout(60):
+        while in_flight(run) <= 8 * SAMPLES:
+            await asyncio.sleep(0.05)
     os.kill(core.pid, signal.SIGKILL)
     began = time.monotonic()
     await run.read(
@@ -247,6 +256,15 @@ async def engine_death(run: Any, process: Any, total: int) -> None:
     attempts = [rollout.attempt for rollout in made]
     assert set(attempts) == {0, 1} and attempts.count(0) >= 4 * SAMPLES
     assert {span.version for rollout in made for span in rollout.spans} == {4}
+
+
+def in_flight(run: Any) -> int:
+    """How many rollouts the producer says that its engine has."""
+    port = json.loads((run.context.directory / "health" / "producer.json").read_text())["port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=30) as response:
+        said = " ".join(json.load(response)["waits"])
+    found = re.search(r"(\d+) rollouts in flight", said)
+    return int(found[1]) if found else 0
 
 
 @pytest.mark.chaos
@@ -285,7 +303,12 @@ def children(process: Any, of: str) -> list[psutil.Process]:
 
 def is_spawning(process: Any) -> bool:
     """Whether the engine core's interpreter is there, which gives itself its name seconds later."""
-    return bool(children(process, "multiprocessing.spawn"))
+    return bool(children(process, "multiprocessing.spawn") or children(process, "EngineCore"))
+
+
+def start_s(run: Any) -> float:
+    """What the first start of the engine took on this machine."""
+    return float(re.findall(r"engine up after ([0-9.]+) s", run.log_of("producer").read_text())[0])
 
 
 async def stop_while_starting(run: Any) -> None:
@@ -294,7 +317,7 @@ async def stop_while_starting(run: Any) -> None:
     What is left to do is the end of an interpreter full of torch and vLLM, which takes its time on a busy machine; so
     the bound is a share of what the same machine took for the first start.
     """
-    (start_s,) = re.findall(r"engine up after ([0-9.]+) s", run.log_of("producer").read_text())[:1]
+    first_s = start_s(run)
     due: list[Callable[[Any], bool]] = [lambda process: True, is_spawning]
     for is_due in due:
         process = run.launch("producer", SETTINGS)
@@ -313,9 +336,9 @@ async def stop_while_starting(run: Any) -> None:
         finally:
             process.kill()
             process.wait(timeout=10)
-        print(f"stopped while starting in {took_s:.1f} s of {start_s} s, with {len(family)} processes")
-        assert took_s < float(start_s) / 3
-        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=2)
+        print(f"stopped while starting in {took_s:.1f} s of {first_s} s, with {len(family)} processes")
+        assert took_s < first_s / 3
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=30)
         assert not alive
 
 

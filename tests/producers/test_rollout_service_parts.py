@@ -147,10 +147,10 @@ def test_log_probs_that_are_not_finite_are_noticed() -> None:
 def test_building_and_encoding_a_rollout_is_cheap() -> None:
     """170 rollouts a second must leave the event loop nearly idle: 18 response tokens, 3 layers, top 2."""
     encode(event("g.0", 0))
-    count, began = 500, time.perf_counter()
+    count, began = 500, time.thread_time()
     for index in range(count):
         encode(event("g.0", index))
-    took_us = (time.perf_counter() - began) / count * 1e6
+    took_us = (time.thread_time() - began) / count * 1e6
     print(f"build and encode a rollout: {took_us:.0f} µs")
     assert took_us < 1000
 

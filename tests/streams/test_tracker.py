@@ -1,10 +1,13 @@
 """The offset tracker against a reference of sets."""
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.tracker import MAX_LISTED_BYTES, MAX_LISTED_SPAN, MAX_SPAN, METADATA_LIMIT_BYTES, OffsetTracker
+from streams.tracker import MAX_LISTED_SPAN, MAX_MIXED_BYTES, MAX_SPAN, METADATA_LIMIT_BYTES, OffsetTracker
+from streams.unfinished import decode, encode, gaps, mixed_bytes
 
 
 def test_nothing_begun_commits_the_start() -> None:
@@ -89,7 +92,7 @@ def test_one_unfinished_offset_does_not_hold_a_partition_up() -> None:
 
 
 def test_a_full_tracker_fits_the_metadata_whatever_finishes_next() -> None:
-    """Wide gaps cost most: it is full long before the metadata is, and what was read ahead still fits."""
+    """Wide gaps cost most: it is full before the metadata is, and what was read ahead still fits."""
     tracker = OffsetTracker(0)
     offset = 0
     while not tracker.full:
@@ -103,22 +106,73 @@ def test_a_full_tracker_fits_the_metadata_whatever_finishes_next() -> None:
         if done % 7 == 0:
             tracker.finish(done)
             lengths.append(len(tracker.commit()[1]))
-    assert MAX_LISTED_BYTES < lengths[0] <= METADATA_LIMIT_BYTES
+    assert 4 / 3 * MAX_MIXED_BYTES < lengths[0] <= METADATA_LIMIT_BYTES
     assert lengths == sorted(lengths, reverse=True)
 
 
 def test_what_was_read_ahead_counts_before_it_is_begun() -> None:
-    """A straggler, a backlog of which nothing finishes, and a stage that looks before each poll of 500."""
+    """A straggler, a backlog of which nothing finishes, transaction markers, and a look before each poll of 500."""
     tracker, ahead = OffsetTracker(0), 0
     tracker.begin(0)
     tracker.advance(30_000)
     while not tracker.full_with(ahead):
         ahead += 500
-    for offset in range(30_000, 30_000 + ahead):
+    for offset in range(30_000, 30_000 + 2 * ahead, 2):
         tracker.begin(offset)
-    tracker.begin(31_000 + ahead)
-    tracker.finish(31_000 + ahead)
-    assert MAX_LISTED_BYTES < len(tracker.commit()[1]) <= METADATA_LIMIT_BYTES
+    tracker.begin(30_000 + 2 * ahead)
+    tracker.finish(30_000 + 2 * ahead)
+    assert MAX_MIXED_BYTES < len(tracker.commit()[1]) <= METADATA_LIMIT_BYTES
+
+
+def test_stragglers_do_not_hold_up_a_partition_in_which_thousands_are_under_way() -> None:
+    """Groups of 8 whose members come in any order, and one in a thousand whose last member does not come for long.
+
+    Whoever is full reads no more, and so not what would end the groups that wait: that would be until their deadline.
+    """
+    draw, tracker = Random(1), OffsetTracker(0)
+    groups: dict[int, list[int]] = {}
+    waiting: list[int] = []
+    for offset in range(45_000):
+        while len(waiting) < 4096:
+            group = len(groups)
+            groups[group] = []
+            waiting += [group] * (7 if group % 1000 == 0 else 8)
+        tracker.begin(offset)
+        group = waiting.pop(draw.randrange(len(waiting)))
+        groups[group].append(offset)
+        if len(groups[group]) == 8:
+            for member in groups[group]:
+                tracker.finish(member)
+        if offset % 1000 == 0:
+            assert not tracker.full_with(500), (offset, tracker.unfinished, tracker.span)
+            assert len(tracker.commit()[1]) <= METADATA_LIMIT_BYTES
+    restored = OffsetTracker.restore(*tracker.commit())
+    assert all(restored.is_finished(offset) == tracker.is_finished(offset) for offset in range(tracker.position))
+    assert tracker.span > 2 * MAX_SPAN
+
+
+def size_of(low: int, top: int, unfinished: list[int]) -> int:
+    return min(len(gaps(low, [*unfinished, top])), mixed_bytes(low, top, unfinished))
+
+
+@given(st.integers(0, 10**6))
+def test_a_mixture_gives_back_what_is_unfinished_and_does_not_grow(seed: int) -> None:
+    """Stretches in which every second or so is unfinished, far apart."""
+    draw, top = Random(seed), 0
+    unfinished: list[int] = []
+    for _ in range(draw.randrange(1, 30)):
+        top += draw.randrange(5000)
+        length = draw.randrange(1, 300)
+        unfinished += [top + index for index in range(length) if draw.random() < 0.5]
+        top += length
+    top += 1
+    while unfinished:
+        low = unfinished[0]
+        assert decode(low, encode(low, top, unfinished)) == (top, unfinished)
+        size = mixed_bytes(low, top, unfinished)
+        unfinished = [offset for offset in unfinished if draw.random() < 0.7]
+        if unfinished:
+            assert size_of(unfinished[0], top, unfinished) <= size + 2
 
 
 def test_what_the_first_release_wrote_is_read() -> None:

@@ -198,6 +198,19 @@ def test_numbers_go_on_after_a_restart() -> None:
     assert [(batch.batch, batch.groups) for batch in stage.batches] == [(0, ("p.0",)), (1, ("p.1",))]
 
 
+def test_a_batch_that_somebody_else_wrote_does_not_move_the_numbers() -> None:
+    stage = make(groups_per_batch=1, lookahead=10, max_staleness=3)
+    for number in range(3):
+        stage.deliver(ready(number))
+    stranger = msgspec.structs.replace(stage.batches[0], batch=4000, groups=("p.9",))
+    stage.outputs[2:2] = [Output("batches", stranger), Output("batches", stranger)]
+    stage.crash()
+    stage.deliver(ready(3))
+    assert [batch.batch for batch in stage.batches] == [0, 1, 4000, 4000, 2, 3]
+    stage.crash(offsets_lost=True)
+    assert stage.batches[-1].groups == ("p.3",), "the groups of the last batches are known still"
+
+
 def test_a_group_with_a_sequence_over_the_budget_is_dropped_as_invalid() -> None:
     stage = make()
     turn = stage.deliver(ready(0, tokens=101))

@@ -1,0 +1,115 @@
+"""The passes before the update: log π_old under the routing that trains, the other routing beside it for comparison.
+
+references = Proximal(policy, settings, frozen)
+reference = references.refer(row, measure=True)
+with routed(policy, reference.routes): ...          # the update sees the same experts
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.losses.metrics import peak, total
+from learner.losses.ratios import LOG_RATIO_LIMIT, k3
+from learner.policy import Policy
+from learner.replay import Replay, recorded, replayed
+from learner.sequences import PackedRow
+from learner.settings import LearnerSettings
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay.
+
+    `logp_ref` `[R]` is of the frozen reference under the same routes, where there is a KL term.
+    """
+
+    row: PackedRow
+    logp_old: Tensor
+    entropy_old: Tensor | None
+    routes: Tensor | None
+    metrics: Metrics
+    logp_ref: Tensor | None = None
+
+
+class Proximal:
+    """Makes references of rows. `frozen` is the policy that the KL term holds on to, None without one."""
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, frozen: Policy | None) -> None:
+        self._policy = policy
+        self._mode = settings.router_replay
+        self._proximal = settings.old == "proximal"
+        self._frozen = frozen
+
+    @torch.no_grad()
+    def refer(self, row: PackedRow, measure: bool) -> Reference:
+        """The proximal pass of one micro-batch, and beside it, if `measure`, the other routing for comparison."""
+        mode, proximal = self._mode, self._proximal
+        metrics: Metrics = {}
+        logp_old, entropy_old, routes = row.logp_rollout, None, row.routes if mode == "rollout" else None
+        if proximal and mode == "rollout":
+            logp_old, entropy_old = self._replay(row, metrics)
+        elif proximal and mode == "old":
+            with recorded(self._policy.model) as record:
+                logp_old, entropy_old = self._native(row, metrics)
+            routes = record.routes
+        elif proximal:
+            logp_old, entropy_old = self._native(row, metrics)
+        if measure:
+            if not (proximal and mode == "rollout"):
+                self._replay(row, metrics)
+            if not (proximal and mode != "rollout"):
+                self._native(row, metrics)
+        return Reference(row, logp_old, entropy_old, routes, metrics, self._logp_ref(row, routes))
+
+    def _logp_ref(self, row: PackedRow, routes: Tensor | None) -> Tensor | None:
+        if self._frozen is None:
+            return None
+        with routed(self._frozen, routes):
+            logp: Tensor = self._frozen(row)[0]
+        # The root keeps its weights whole for a backward pass, which here never comes.
+        self._frozen.reshard()  # type: ignore[operator]
+        return logp
+
+    def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+        with routed(self._policy, row.routes) as replay:
+            logp, entropy = self._policy(row)
+        if replay is not None:
+            metrics |= _mismatch("on", logp, row)
+            flips = replay.flips()
+            metrics["replay/flip_share"] = torch.stack([flips.flipped.sum(), flips.decisions.sum()]).double()
+            for layer, counts in enumerate(torch.stack([flips.flipped, flips.decisions], 1).double()):
+                metrics[f"replay/flip_share/{layer}"] = counts
+            rows = flips.native.sum() + flips.decisions.sum()
+            metrics["replay/native_share"] = torch.stack([flips.native.sum(), rows]).double()
+        return logp, entropy
+
+    def _native(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+        logp, entropy = self._policy(row)
+        metrics |= _mismatch("off", logp, row)
+        return logp, entropy
+
+
+@contextmanager
+def routed(policy: Policy, routes: Tensor | None) -> Iterator[Replay | None]:
+    """Within, `policy` uses the experts of `routes`; its own where that is None."""
+    if routes is None:
+        yield None
+    else:
+        with replayed(policy.model, routes) as replay:
+            yield replay
+
+
+def _mismatch(name: str, logp: Tensor, row: PackedRow) -> Metrics:
+    """How far the trainer is from the engine that sampled: k3 of KL(π_rollout‖π_trainer), mean and max |Δ log p|."""
+    delta = (logp - row.logp_rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return {
+        f"replay/k3_{name}": total(k3(delta.double())),
+        f"replay/delta_{name}": total(delta.abs()),
+        f"replay/delta_{name}_max": peak(delta.abs()),
+    }

@@ -1,0 +1,79 @@
+"""The batcher as a service: its numbers go on, whatever stands behind its last batch."""
+
+import asyncio
+from pathlib import Path
+
+from consumers.batches import service
+from consumers.batches.settings import BatchSettings
+from schemas import TOPICS, BatchPlanned, GroupReady, Member, Ref, UndecodableError, decode
+from streams.admin import TopicSpec, create_topics
+from streams.blobs import BlobStore
+from streams.broker import Broker
+from streams.context import RunContext
+from streams.log import Log, LogSettings, Writer
+from streams.recall import read_to_end
+from streams.record import Output
+from streams.scope import Scope
+
+SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
+JUNK = 2 * (service._RECALL_RECORDS + 4 * 10) + 50
+"""More than the tail that is looked at first."""
+
+
+def ready(number: int) -> Output:
+    member = Member(
+        rollout_id=f"p.{number}.0",
+        rollout=Ref("rollouts", 0, number),
+        reward=1.0,
+        advantage=1.0,
+        prompt_tokens=2,
+        response_tokens=2,
+        oldest_version=number,
+        newest_version=number,
+    )
+    event = GroupReady(
+        group_id=f"p.{number}", prompt_id="p", task="t", members=(member,), reward_mean=0.5, reward_std=0.5,
+        time_s=0.0, deadline_s=0.0,
+    )  # fmt: skip
+    return Output("groups", event, key=event.group_id)
+
+
+async def batches(log: Log) -> list[int]:
+    numbers = []
+    for record in await read_to_end(log, {("batches", 0): None}):
+        try:
+            event = decode(record.value)
+        except UndecodableError:
+            continue
+        if isinstance(event, BatchPlanned):
+            numbers.append(event.batch)
+    return numbers
+
+
+async def serve(log: Log, tmp_path: Path, wanted: int) -> None:
+    """One life of the service, until as many batches are planned."""
+    settings = log.settings
+    context = RunContext(settings.run, tmp_path, settings.bootstrap, settings.partitions, tmp_path.as_uri())
+    async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
+        scope = Scope("batches", context, log, BlobStore(context.blob_uri), tasks)
+        tasks.create_task(service.main(scope, SETTINGS))
+        while len(await batches(log)) < wanted:
+            await asyncio.sleep(0.05)
+        scope.stopping.set()
+
+
+async def test_numbers_go_on_behind_junk(embedded_broker: Broker, prefix: str, tmp_path: Path) -> None:
+    create_topics(embedded_broker.bootstrap, [TopicSpec(topic.on(prefix), 1) for topic in TOPICS.values()])
+    log = Log(LogSettings(embedded_broker.bootstrap, prefix, 1), "test")
+    async with Writer(log) as writer:
+        for number in range(3):
+            await writer.write(ready(number))
+        await serve(log, tmp_path, 3)
+        producer = log.producer()
+        await producer.start()
+        for _ in range(JUNK):
+            await producer.send(log.full("batches"), value=b"\xc1 junk", partition=0)
+        await producer.stop()
+        await writer.write(ready(3))
+    await serve(log, tmp_path, 4)
+    assert await batches(log) == [0, 1, 2, 3]

@@ -1,0 +1,47 @@
+"""A told duplicate is told once: also where the memory of it was needed for something else while its group was open."""
+
+from consumers.groups.settings import GroupSettings
+from schemas import GroupReady, RolloutDisposed
+from streams.record import Record
+from tests.consumers.groups.test_aggregate import Stage, score
+
+
+def crowded() -> Stage:
+    """A stage that remembers one group, beside those that are open."""
+    return Stage(GroupSettings(remember_groups=1))
+
+
+def close_another(stage: Stage) -> None:
+    for index in range(2):
+        turn = stage.deliver(score("q.0", index, reward=float(index), requested_s=10.0))
+    assert isinstance(turn.outputs[0].event, GroupReady)
+
+
+def test_a_duplicate_of_an_open_group_is_known_as_long_as_the_group_is_open_and_after_it() -> None:
+    stage = crowded()
+    stage.deliver(score(index=0, attempt=0))
+    (told,) = stage.deliver(score(index=0, attempt=1)).outputs
+    assert isinstance(told.event, RolloutDisposed) and told.event.disposition == "duplicate"
+    close_another(stage)
+    assert stage.deliver(score(index=0, attempt=1)).outputs == ()
+    (closed,) = stage.deliver(score(index=1, reward=0.0)).outputs
+    assert isinstance(closed.event, GroupReady)
+    assert stage.deliver(score(index=0, attempt=1)).outputs == ()
+
+
+def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
+    """Its group was asked for before it was told, so that nothing of it is opened again."""
+    stage = crowded()
+    duplicate = score(index=0, attempt=1)
+    told = RolloutDisposed(
+        rollout_id=duplicate.rollout_id,
+        group_id=duplicate.group_id,
+        rollout=duplicate.rollout,
+        disposition="duplicate",
+        time_s=50.0,
+    )
+    stage.fold.on_recalled(told, Record("groups", 0, 0, None, b"", {}, 0.0))
+    close_another(stage)
+    (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs
+    assert isinstance(end.event, RolloutDisposed) and end.event.disposition == "expired"
+    assert stage.deliver(score(index=0, requested_s=51.0)).outputs == (), "of a group that is younger"
