@@ -20,8 +20,8 @@ from tests.chaos.schedule import Blow
 from tests.chaos.shape import LIGHT, Shape
 
 ONE_BY_ONE: Final = ("dispatcher", "producer", "rewards", "groups-0", "groups-1", "batches", "learner")
-_JOIN_S: Final = 30.0
-_LEAVE_S: Final = 15.0
+_JOIN_S: Final = 60.0
+_LEAVE_S: Final = 60.0
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,14 @@ async def producer(proxy: Proxy) -> AsyncIterator[AIOKafkaProducer]:
     producer = AIOKafkaProducer(
         bootstrap_servers=f"127.0.0.1:{proxy.port}", acks="all", enable_idempotence=True, request_timeout_ms=2000
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await producer.start()
     yield producer
     proxy.go_on()
     await producer.stop()
 
 
-async def send(producer: AIOKafkaProducer, value: bytes, within_s: float = 10.0) -> int:
+async def send(producer: AIOKafkaProducer, value: bytes, within_s: float = 60.0) -> int:
     async with asyncio.timeout(within_s):
         return int((await producer.send_and_wait("t", value)).offset)
 
@@ -68,7 +68,7 @@ async def test_a_reset_connection_is_made_again_and_nothing_is_written_twice(
         await sending
     last = await send(producer, b"last")
     consumer = AIOKafkaConsumer("t", bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await consumer.start()
         values: list[bytes] = []
         while len(values) <= last:

@@ -26,12 +26,13 @@ from streams.broker.ports import HOST, free_port
 from streams.child import Child
 from streams.context import RunContext
 from streams.errors import StreamsError
-from streams.fold import FoldSpec, Turn, run_fold
+from streams.fold import FoldSpec, Turn
 from streams.follow import follow
 from streams.log import Log, LogSettings, Writer
 from streams.recall import Recall, read_to_end
 from streams.record import Output, Record
 from streams.scope import Scope
+from streams.shard import run_fold
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka]
 
