@@ -25,6 +25,7 @@ class Course:
     grad_norm: list[float]
     reward: list[float]
     pass_rates: list[tuple[int, float]]
+    seed: int = 0
 
     def line(self) -> str:
         """For the table: first and last quarter of the run."""
@@ -36,7 +37,7 @@ class Course:
 
         start, end = slice(0, quarter), slice(-quarter, None)
         return (
-            f"{self.regime:50} trained {'with' if self.mode == 'rollout' else 'without'} replay\n"
+            f"{self.regime:50} trained {'with' if self.mode == 'rollout' else 'without'} replay, seed {self.seed}\n"
             f"    first quarter: {ratio(start)}, flips {statistics.mean(self.flips[start]):.4f}\n"
             f"    last quarter:  {ratio(end)}, flips {statistics.mean(self.flips[end]):.4f}\n"
             f"    gradient norm p50 {statistics.median(self.grad_norm):.2f}, worst {max(self.grad_norm):.2f}; "
@@ -44,7 +45,7 @@ class Course:
         )
 
 
-def read_course(directory: Path, regime: str, mode: str) -> Course:
+def read_course(directory: Path, regime: str, mode: str, seed: int) -> Course:
     """Read `steps` of the run in `directory`, and its summary's evaluations."""
     config = load(directory / "run.toml", directory=directory, overrides=[])
     with run_log(config) as log:
@@ -64,4 +65,5 @@ def read_course(directory: Path, regime: str, mode: str) -> Course:
         column("grad_norm"),
         column("reward"),
         [(0, summary["pass_rate_first"]), (len(metrics), summary["pass_rate_last"])],
+        seed,
     )
