@@ -11,7 +11,7 @@ from deploy.published import Published
 from streams.blobs import BlobStore
 from streams.weights import StoredTensor, advance, chain_to, fetch_anchor, read_file, write_file
 from streams.weights.blocks import to_bf16
-from streams.weights.untrained import prediction_heads, read_model_config
+from streams.weights.untrained import head_count, prediction_heads, read_model_config
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """How the names of the model directory's own weights end: everything else in it belongs to the export."""
@@ -52,7 +52,7 @@ def export(published: Published, version: int, model: Path, blobs: BlobStore, ou
 def _heads(model: Path) -> list[dict[str, StoredTensor]]:
     """The model directory's prediction heads, a file's at a time, mapped and not read; none where it says of none."""
     config = read_model_config(model)
-    if not config.get("num_nextn_predict_layers"):
+    if not head_count(config):
         return []
     found = []
     for path in sorted(model.glob("*.safetensors")):

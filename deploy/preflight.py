@@ -1,9 +1,10 @@
 """What is checked before anything starts, so that a wrong file is one line and not a dead service."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deploy.config import RunConfig
 from deploy.deepseek import check_deepseek
@@ -11,10 +12,12 @@ from deploy.errors import ConfigError
 from deploy.sharing import SERVICES
 from deploy.strict import shown, suggestion
 from learner.errors import ModelError
-from learner.machine import check_machine
+from learner.machine import check_machine, devices, likely_device
 from learner.settings import SUPPORTED
 from streams.blobs import BlobStore
 from streams.errors import ConfigurationError
+
+_LEAST_RANKS: Final = 8
 
 
 def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
@@ -24,6 +27,7 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     """
     check_model(Path(config.model.path))
     check_engine(config)
+    check_ranks(config.run.ranks)
     settings: dict[str, Any] = {service: config.service(service) for service in services}
     if "learner" in settings:
         try:
@@ -45,6 +49,16 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     return len(held_back) if settings["dispatcher"].evaluate_samples else 0
 
 
+def check_ranks(ranks: int) -> None:
+    """ConfigError: more ranks than this machine, which starts them all, can hold."""
+    if likely_device() == "cuda":
+        most, why = devices(), "the CUDA devices here"
+    else:
+        most, why = max(_LEAST_RANKS, 4 * (os.cpu_count() or 1)), "four for each of this machine's cores"
+    if 0 < most < ranks:
+        raise ConfigError(f"run.ranks is {ranks}; allowed: at most {most}, {why}")
+
+
 def check_trainable(config: RunConfig) -> None:
     """ConfigError: values that are fine one by one and with which training would stand still."""
     if config.run.samples < 2:
@@ -56,11 +70,22 @@ def check_trainable(config: RunConfig) -> None:
             f"groups.min_samples is {config.service('groups').min_samples}; allowed: at most run.samples, "
             f"which is {config.run.samples}"
         )
+    if config.replicas.groups > config.run.partitions:
+        raise ConfigError(
+            f"replicas.groups is {config.replicas.groups}; allowed: at most run.partitions, which is "
+            f"{config.run.partitions}, for an aggregator without a partition has nothing to read"
+        )
     budget, longest = config.service("batches").token_budget, config.service("producer").max_model_len
     if budget < longest:
         raise ConfigError(
             f"batches.token_budget is {budget}; allowed: at least producer.max_model_len, which is {longest}, "
             "for a sequence that fits no micro-batch is never trained on"
+        )
+    most = config.service("learner").max_sequence_tokens
+    if most is not None and most < longest:
+        raise ConfigError(
+            f"learner.max_sequence_tokens is {most}; allowed: at least producer.max_model_len, which is {longest}, "
+            "for what is longer is generated and never trained on"
         )
     drawn = config.service("dispatcher").sampling
     if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
@@ -86,6 +111,12 @@ def check_engine(config: RunConfig) -> None:
     producer, directory = config.service("producer"), Path(config.model.path)
     read = json.loads((directory / "config.json").read_bytes())
     check_deepseek(str(directory), read, producer.device, producer.kv_cache_dtype)
+    positions, rope = read.get("max_position_embeddings"), read.get("rope_parameters") or read.get("rope_scaling") or {}
+    if isinstance(positions, int) and "factor" not in rope and producer.max_model_len > positions:
+        raise ConfigError(
+            f"producer.max_model_len is {producer.max_model_len}; allowed: at most {positions}, "
+            "max_position_embeddings of the model"
+        )
 
 
 def check_model(directory: Path) -> None:

@@ -22,6 +22,7 @@ from learner.policy import (
 from learner.retention import Retention
 from learner.settings import LearnerSettings
 from learner.step import Trainer, build_objective
+from learner.weights import refuse_unpublishable
 from streams.context import RunContext
 
 
@@ -43,7 +44,9 @@ def check(settings: LearnerSettings, context: RunContext) -> None:
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     check_machine(settings, device)
     build_objective(settings)
-    refuse_foreign(_directory(context), _origin(context, stored_tensors(Path(settings.model))))
+    stored = stored_tensors(Path(settings.model))
+    refuse_unpublishable(Path(settings.model), stored)
+    refuse_foreign(_directory(context), _origin(context, stored))
 
 
 def assemble(settings: LearnerSettings, context: RunContext, meeting: Meeting, joined: Callable[[], None]) -> Parts:

@@ -59,10 +59,10 @@ def likely_device() -> Device:
         exec(Path(found.origin).with_name("version.py").read_text(encoding="utf-8"), version)
     if version.get("hip") is not None:
         return "cuda"
-    return "cuda" if version.get("cuda") is not None and _devices() else "cpu"
+    return "cuda" if version.get("cuda") is not None and devices() else "cpu"
 
 
-def _devices() -> int:
+def devices() -> int:
     """CUDA devices that the driver shows this process; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from typing import Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
@@ -39,10 +40,10 @@ class EspoSettings:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "epsilon_floor"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"espo: {name} is {getattr(self, name)}, allowed is 0 or more.")
+            if not 0.0 <= getattr(self, name) < inf:
+                raise ValueError(f"espo: {name} is {getattr(self, name)}, allowed is a finite number, 0 or more.")
         if self.epsilon is not None and not self.epsilon >= 0.0:
-            raise ValueError(f"espo: epsilon is {self.epsilon}, allowed is 0 or more, or None.")
+            raise ValueError(f"espo: epsilon is {self.epsilon}, allowed is 0 or more, or none given.")
         if not 0.0 < self.top_fraction <= 1.0:
             raise ValueError(f"espo: top_fraction is {self.top_fraction}, allowed is above 0 to 1.")
         if self.ratio not in get_args(RatioForm):
@@ -79,7 +80,7 @@ class GrpoSettings:
     def __post_init__(self) -> None:
         check_clip("grpo", self.clip_low, self.clip_high)
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"grpo: max_tokens is {self.max_tokens}, allowed is 1 or more, or None.")
+            raise ValueError(f"grpo: max_tokens is {self.max_tokens}, allowed is 1 or more, or none given.")
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ CORRECTIONS: Final[Mapping[str, CorrectionDefaults]] = {
 
 
 def check_clip(objective: str, clip_low: float, clip_high: float) -> None:
-    """ValueError unless both are 0 or more; a `clip_low` of 1 or more bounds nothing."""
+    """ValueError unless both are 0 or more; a `clip_low` of 1 or more and an infinite `clip_high` bound nothing."""
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0.0:
             raise ValueError(f"{objective}: {name} is {value}, allowed is 0 or more.")

@@ -1,5 +1,6 @@
 """The learner's settings: each field documented where it is defined. No torch, so that every command can read them."""
 
+import math
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -10,6 +11,18 @@ from learner.objective_settings import check_correction, check_objective
 Precision = Literal["f32", "bf16", "fp8"]
 ReplayMode = Literal["rollout", "old", "off"]
 
+
+_FINITE: Final = (
+    "kl_coefficient",
+    "zero_variance_alpha",
+    "learning_rate",
+    "weight_decay",
+    "rendezvous_timeout_s",
+    "collective_timeout_s",
+    "heartbeat_s",
+    "fetch_timeout_s",
+)
+"""What TOML's `inf` is no value of: weights of it are NaN, and torch's timeouts are whole numbers."""
 
 SUPPORTED: Final = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3")
 """`model_type` of the families that the learner trains and that router replay has an adapter for."""
@@ -151,6 +164,9 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     fetch_timeout_s: Annotated[float, Meta(gt=0, description="seconds to read a batch's rollouts")] = 30.0
 
     def __post_init__(self) -> None:
+        for name in _FINITE:
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"learner {name} is {getattr(self, name)}, allowed is a finite number")
         if self.old == "rollout" and self.objective == "espo":
             raise ValueError(
                 "learner old 'rollout' has no proximal entropies, and objective 'espo' needs them: use old 'proximal' "

@@ -42,7 +42,7 @@ class BlobStore:
     def __init__(self, root: str) -> None:
         try:
             filesystem, path = fsspec.core.url_to_fs(root)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, OSError) as error:
             raise ConfigurationError(f"blob store {root!r} is no location that fsspec can open: {error}") from error
         self._fs: Any = filesystem
         self._path = str(path).rstrip("/")

@@ -1,6 +1,7 @@
 """From shards to the files that engines load: gathered, in bf16, under the names of the model directory."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from learner.errors import ModelError
-from learner.policy import Policy
+from learner.policy import Policy, read_config
 from streams.weights.untrained import untrained
 
 
@@ -64,3 +65,19 @@ def stored_form(model: Any, whole: Mapping[str, Tensor], stored: Mapping[str, tu
             f"besides the network's own are multi-token prediction heads"
         )
     return tensors
+
+
+def refuse_unpublishable(directory: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """ModelError: trained weights would not fit the directory, as `stored_form` says it; without reading a weight.
+
+    transformers only warns of a tensor that the directory lacks, and makes one up.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(read_config(directory))
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"model directory {directory} has a config.json of which no model is made: {error}") from error
+    known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stored_form(model, {name: known[name].detach() for name in model.state_dict() if name in known}, stored)

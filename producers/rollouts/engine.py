@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.rollouts.errors import EngineDied, EngineError, EngineStartError, WeightsRefused
+from producers.rollouts.errors import EngineDied, EngineError, EngineStartError, WeightsRefused, in_one_line
 from producers.rollouts.generation import Generation
 from producers.rollouts.in_flight import InFlight
 from producers.rollouts.launch import Keeper
@@ -99,7 +99,7 @@ class RolloutEngine:
             self._llm = await self._launching.give_up() or self._llm
             await self.stop()
             if isinstance(error, Exception) and not isinstance(error, EngineError):
-                raise EngineStartError(f"the engine did not start: {error}") from error
+                raise EngineStartError(f"the engine did not start: {in_one_line(error)}") from error
             raise
         self._requests.open()
 

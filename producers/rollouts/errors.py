@@ -15,6 +15,12 @@ class EngineStartError(EngineError):
     """The engine did not come up: it died, or its deadline passed."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """What vLLM said, without the form that pydantic gives it: services are asked for their last line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("For further information visit"))
+
+
 class EngineDied(EngineError):
     """The engine's processes are gone or no longer answer: stop it and start another; its requests are lost."""
 

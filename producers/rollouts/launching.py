@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from producers.rollouts.errors import EngineError, EngineStartError
+from producers.rollouts.errors import EngineError, EngineStartError, in_one_line
 from producers.rollouts.launch import Keeper, launch
 from producers.rollouts.settings import EngineSettings
 
@@ -65,7 +65,7 @@ class Launching:
         if isinstance(self._error, EngineError):
             raise self._error
         if self._error is not None:
-            raise EngineStartError(f"the engine did not start: {self._error}") from self._error
+            raise EngineStartError(f"the engine did not start: {in_one_line(self._error)}") from self._error
         # Handed over, not shared: vLLM cleans up in finalizers, which must run long before the interpreter ends.
         llm, self._llm = self._llm, None
         return llm

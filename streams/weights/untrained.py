@@ -13,10 +13,16 @@ from typing import Any, Final
 _FREQUENCIES: Final = ".rotary_emb.inv_freq"
 
 
+def head_count(config: Mapping[str, Any]) -> int:
+    """Multi-token prediction heads; where config.json does not say, transformers takes DeepSeek's to have one."""
+    count = config.get("num_nextn_predict_layers", 1 if config.get("model_type") == "deepseek_v3" else 0)
+    return count if isinstance(count, int) else 0
+
+
 def prediction_heads(names: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]:
     """The tensors of multi-token prediction heads among `names`; `config` is the content of config.json."""
-    layers, heads = config.get("num_hidden_layers"), config.get("num_nextn_predict_layers") or 0
-    if not isinstance(layers, int) or not isinstance(heads, int):
+    layers, heads = config.get("num_hidden_layers"), head_count(config)
+    if not isinstance(layers, int):
         return frozenset()
     prefixes = tuple(f"model.layers.{layers + head}." for head in range(heads))
     return frozenset(name for name in names if name.startswith(prefixes)) if prefixes else frozenset()

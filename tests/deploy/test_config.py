@@ -1,6 +1,7 @@
 """Configuration files as users write them, right and wrong."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,21 @@ WRONG = [
     ),
     ("dispatcher.sampling.max_tokens=0", "dispatcher.sampling.max_tokens is 0; allowed: an integer of at least 1"),
     ("groups.min_samples=1", "groups.min_samples is 1; allowed: an integer of at least 2"),
+    (
+        "replicas.groups=5",
+        "replicas.groups is 5; allowed: at most run.partitions, which is 4, for an aggregator without a partition has "
+        "nothing to read",
+    ),
+    (
+        "run.ranks=100000",
+        f"run.ranks is 100000; allowed: at most {max(8, 4 * (os.cpu_count() or 1))}, four for each of this machine's "
+        "cores",
+    ),
+    (
+        "learner.max_sequence_tokens=10",
+        "learner.max_sequence_tokens is 10; allowed: at least producer.max_model_len, which is 1024, for what is "
+        "longer is generated and never trained on",
+    ),
     ("prompts.kind=csv", 'prompts.kind is "csv"; allowed: "jsonl" or "reasoning_gym"'),
     ("prompts.pth='x'", 'prompts.pth is "x", but there is no such key; did you mean prompts.path?'),
     ("steps", '--set is "steps"; allowed: section.key=value'),
@@ -191,6 +207,25 @@ def sentence_of(directory: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         check_model(directory)
     return str(caught.value)
+
+
+def test_an_engine_is_not_asked_for_more_positions_than_the_model_has(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    model = tmp_path / "model" / "config.json"
+    of_model = json.loads(model.read_text())
+    model.write_text(json.dumps({**of_model, "max_position_embeddings": 256}))
+    check(load(path, overrides=["producer.max_model_len=256"]))
+    with pytest.raises(ConfigError) as caught:
+        check(load(path))
+    expected = "producer.max_model_len is 1024; allowed: at most 256, max_position_embeddings of the model"
+    assert str(caught.value) == expected
+    model.write_text(json.dumps({**of_model, "max_position_embeddings": 256, "rope_scaling": {"factor": 4.0}}))
+    check(load(path))
+
+
+def test_a_blob_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^blobs\.uri: blob store 'ftp://127\.0\.0\.1:1/' is no location that"):
+        check(load(write_run(tmp_path), overrides=["blobs.uri='ftp://127.0.0.1:1/'"]))
 
 
 def test_model_directories_that_cannot_be_trained(tmp_path: Path) -> None:

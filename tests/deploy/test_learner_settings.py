@@ -23,6 +23,10 @@ WRONG: list[tuple[list[str], str]] = [
         "epsilon, epsilon_floor, clip_low, clip_high",
     ),
     (["objective_settings={alpha = 'much'}"], "learner objective_settings.alpha is 'much'; allowed: a number"),
+    (
+        ["objective_settings={alpha = inf}"],
+        "learner objective_settings: espo: alpha is inf, allowed is a finite number, 0 or more",
+    ),
     (["objective_settings={alpha = true}"], "learner objective_settings.alpha is True; allowed: a number"),
     (
         ["objective_settings={boundaries = 0.8}"],
@@ -36,7 +40,10 @@ WRONG: list[tuple[list[str], str]] = [
         ["objective_settings={top_fraction = 1.5}"],
         "learner objective_settings: espo: top_fraction is 1.5, allowed is above 0 to 1",
     ),
-    (["objective_settings={alpha = nan}"], "learner objective_settings: espo: alpha is nan, allowed is 0 or more"),
+    (
+        ["objective_settings={alpha = nan}"],
+        "learner objective_settings: espo: alpha is nan, allowed is a finite number, 0 or more",
+    ),
     (
         ["objective=grpo", "objective_settings={max_tokens = 2.5}"],
         "learner objective_settings.max_tokens is 2.5; allowed: an integer",
@@ -62,6 +69,8 @@ WRONG: list[tuple[list[str], str]] = [
         ["correction=none", "correction_settings={low = 0}"],
         "learner correction 'none' takes no settings and was given {'low': 0}",
     ),
+    (["learning_rate=inf"], "learner learning_rate is inf, allowed is a finite number"),
+    (["collective_timeout_s=inf"], "learner collective_timeout_s is inf, allowed is a finite number"),
     (
         ["precision=fp8"],
         "learner: precision 'fp8' trains through transformer-engine on CUDA, and this process runs on the CPU; use "

@@ -1,16 +1,19 @@
 """Published files are the model directory again, with other numbers."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from learner.assembly import check
 from learner.errors import ModelError
 from learner.policy import load_model, stored_tensors
 from learner.settings import LearnerSettings
-from learner.weights import stored_form
+from learner.weights import refuse_unpublishable, stored_form
+from streams.context import RunContext
 
 
 def published(directory: Path, world: int) -> dict[str, torch.Tensor]:
@@ -78,3 +81,23 @@ def test_a_tensor_of_the_directory_that_the_network_has_not_is_named_unless_it_i
         stored_form(model, whole, {**stored, head: (4, 8)})
     model.config.num_nextn_predict_layers = 1
     assert stored_form(model, whole, {**stored, head: (4, 8)}).keys() == stored.keys()
+
+
+def test_a_directory_that_no_publication_would_fit_is_refused_before_training(
+    learner_directory: Path, tmp_path: Path
+) -> None:
+    """Told from config.json and names alone: transformers makes up what the directory lacks, with a warning."""
+    model = learner_directory / "model"
+    stored = stored_tensors(model)
+    refuse_unpublishable(model, stored)
+    with pytest.raises(ModelError, match=r"network has not, first model\.layers\.0\.extra; allowed"):
+        refuse_unpublishable(model, {**stored, "model.layers.0.extra": (2,)})
+    context = RunContext("run", tmp_path, "nowhere:9", 1, (tmp_path / "blobs").as_uri())
+    check(LearnerSettings(model=str(model)), context)
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"tensor model\.norm\.weight has shape .* no such tensor"):
+        check(LearnerSettings(model=str(broken)), context)

@@ -11,6 +11,7 @@ import pytest
 
 from producers.rollouts.completion import completed, is_finite, routes_on_wire
 from producers.rollouts.configuration import ProducerSettings
+from producers.rollouts.errors import in_one_line
 from producers.rollouts.generation import Generation
 from producers.rollouts.model_facts import engine_info, experts_of
 from producers.rollouts.resumed import ResumedGroups
@@ -167,3 +168,13 @@ async def test_what_a_predecessor_wrote_is_not_generated_again(run: Any) -> None
     assert await resumed.written(request("g.0"), new) == set(), (
         "a request made after the start was never in hand before"
     )
+
+
+def test_what_vllm_says_is_one_line() -> None:
+    """pydantic's error as vLLM raises it: its last line is an address, and services are asked for their last line."""
+    said = (
+        "1 validation error for ModelConfig\n  Value error, max_model_len (1024) is greater than 256. [type=value_error]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error"
+    )
+    one = "1 validation error for ModelConfig Value error, max_model_len (1024) is greater than 256. [type=value_error]"
+    assert in_one_line(ValueError(said)) == one

@@ -26,10 +26,12 @@ NAMES = [
         ({"num_hidden_layers": 3, "num_nextn_predict_layers": None}, set()),
         ({"num_hidden_layers": 3}, set()),
         ({"num_nextn_predict_layers": 1}, set()),
+        ({"num_hidden_layers": 3, "model_type": "deepseek_v3"}, {NAMES[2]}),
+        ({"num_hidden_layers": 3, "model_type": "deepseek_v3", "num_nextn_predict_layers": 0}, set()),
     ],
 )
 def test_heads_are_the_layers_past_the_last_as_many_as_the_configuration_says(
-    config: dict[str, int | None], heads: set[str]
+    config: dict[str, int | str | None], heads: set[str]
 ) -> None:
     assert prediction_heads(NAMES, config) == heads
     assert untrained(iter(NAMES), config) == heads | {NAMES[5]}
