@@ -173,7 +173,8 @@ async def test_what_a_predecessor_wrote_is_not_generated_again(run: Any) -> None
 def test_what_vllm_says_is_one_line() -> None:
     """pydantic's error as vLLM raises it: its last line is an address, and services are asked for their last line."""
     said = (
-        "1 validation error for ModelConfig\n  Value error, max_model_len (1024) is greater than 256. [type=value_error]\n"
+        "1 validation error for ModelConfig\n"
+        "  Value error, max_model_len (1024) is greater than 256. [type=value_error]\n"
         "    For further information visit https://errors.pydantic.dev/2.14/v/value_error"
     )
     one = "1 validation error for ModelConfig Value error, max_model_len (1024) is greater than 256. [type=value_error]"
