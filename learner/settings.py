@@ -51,8 +51,8 @@ class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     def __post_init__(self) -> None:
         if self.kind == "delta" and self.anchor_every == 1:
             raise ValueError(
-                "learner publish.anchor_every 1 with publish.kind 'delta' would publish anchors alone: use kind "
-                "'full', or at least 2"
+                "anchor_every is 1; allowed with kind 'delta': at least 2, for with 1 it would publish anchors alone, "
+                "which is kind 'full'"
             )
 
 

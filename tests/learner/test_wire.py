@@ -146,5 +146,5 @@ def test_what_cannot_be_published_is_named(tmp_path: Path) -> None:
 
 
 def test_settings_that_contradict_themselves() -> None:
-    with pytest.raises(ValueError, match=r"anchor_every 1 with publish\.kind 'delta' would publish anchors alone"):
+    with pytest.raises(ValueError, match=r"anchor_every is 1; allowed with kind 'delta': at least 2"):
         LearnerSettings(model="m", publish=PublishSettings(kind="delta", anchor_every=1))
