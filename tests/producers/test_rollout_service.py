@@ -162,36 +162,16 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         found = await run.read("rollouts", until=holds(RolloutCompleted, total), within_s=START_S)
         took_s = time.monotonic() - began
         rollouts = of(found, RolloutCompleted)
-        tokens = sum(len(rollout.response_ids.numpy()) for rollout in rollouts)
         assert len({rollout.rollout_id for rollout in rollouts}) == len(rollouts) == total
         requests = {each.group_id: each for each in (*few, *many)}
         for rollout in rollouts:
             check(rollout, requests[rollout.group_id], encoder)
-            versions = [span.version for span in rollout.spans]
-            assert versions == sorted(set(versions)) and 3 not in versions
-        crossed = [rollout for rollout in rollouts if len(rollout.spans) > 1]
-        assert crossed, "some rollouts were in flight when the weights changed"
-        assert {span.version for rollout in rollouts for span in rollout.spans} >= {1, 2}
-        applied = of(await run.read("applied", until=has_scored(4)), WeightsApplied)
-        # The learner is told of the corrupt one as well, and of the canary's scores while the engine is full.
-        assert [(each.version, each.refused) for each in applied] == [
-            (1, None),
-            (2, None),
-            (2, 3),
-            (4, None),
-            (4, None),
-        ]
-        scored = applied[-1].canary_logprobs.numpy()
-        assert scored.shape == (2, 7) and (scored < 0).all() and applied[-2].canary_logprobs is None
-        assert (applied[-1].time_s, applied[-1].pause_s) == (applied[-2].time_s, applied[-2].pause_s)
-        assert {each.producer_id for each in applied} == {"producer-0"}
-        second = applied[1]
-        assert second.in_flight > 0 and second.published_s > 0
-        # A machine that takes long to start the engine is slow or busy, and takes longer over this as well.
-        assert 0 < second.pause_s < max(2.0, start_s(run) / 10)
+        crossed = check_versions(rollouts)
+        update = check_applications(run, of(await run.read("applied", until=has_scored(4)), WeightsApplied))
+        tokens = sum(len(rollout.response_ids.numpy()) for rollout in rollouts)
         print(
-            f"{len(rollouts)} rollouts, {tokens / took_s:.0f} tokens/s, {len(crossed)} across an update of "
-            f"{second.in_flight} in flight, paused {second.pause_s * 1e3:.0f} ms"
+            f"{len(rollouts)} rollouts, {tokens / took_s:.0f} tokens/s, {crossed} across an update of "
+            f"{update.in_flight} in flight, paused {update.pause_s * 1e3:.0f} ms"
         )
         assert "WEIGHTS 3 CANNOT BE USED" in run.log_of("producer").read_text()
 
@@ -219,6 +199,40 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         process.kill()
         process.wait(timeout=10)
         print("\n".join(run.log_of("producer").read_text().splitlines()[-40:]))
+
+
+def check_versions(rollouts: list[RolloutCompleted]) -> int:
+    """Spans rise, none is of the corrupt version 3, and some rollouts cross an update: how many."""
+    for rollout in rollouts:
+        versions = [span.version for span in rollout.spans]
+        assert versions == sorted(set(versions)) and 3 not in versions
+    crossed = sum(len(rollout.spans) > 1 for rollout in rollouts)
+    assert crossed, "some rollouts were in flight when the weights changed"
+    assert {span.version for rollout in rollouts for span in rollout.spans} >= {1, 2}
+    return crossed
+
+
+def check_applications(run: Any, applied: list[WeightsApplied]) -> WeightsApplied:
+    """The learner is told of the corrupt version too, and of the canary's scores while the engine is full. The update
+    that was made while many were in flight."""
+    assert [(each.version, each.refused) for each in applied] == [
+        (1, None),
+        (2, None),
+        (2, 3),
+        (4, None),
+        (4, None),
+    ]
+    scored, first = applied[-1].canary_logprobs, applied[-2].canary_logprobs
+    assert scored is not None and first is None
+    logprobs = scored.numpy()
+    assert logprobs.shape == (2, 7) and (logprobs < 0).all()
+    assert (applied[-1].time_s, applied[-1].pause_s) == (applied[-2].time_s, applied[-2].pause_s)
+    assert {each.producer_id for each in applied} == {"producer-0"}
+    update = applied[1]
+    assert update.in_flight > 0 and update.published_s > 0
+    # A machine that takes long to start the engine is slow or busy, and takes longer over this as well.
+    assert 0 < update.pause_s < max(2.0, start_s(run) / 10)
+    return update
 
 
 async def all_of(run: Any, requests: list[GroupRequested]) -> list[RolloutCompleted]:
