@@ -3,7 +3,7 @@
     python benchmarks/audit.py [--rollouts 1000000] [--bytes 1200] [--dir DIR] [--keep]
 
 Writes the topics of a run in which every eighth group has no variance and the others were trained (groups of 8, batches
-of 64 groups), then runs `deploy.auditing.audit_of` in a process of its own on that broker.
+of 64 groups), then runs `analysis.history.read.audit_of` in a process of its own on that broker.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from deploy.auditing import audit_of
-from deploy.runlog import RunLog
+from analysis.history.read import audit_of
+from analysis.history.run_log import RunLog
 from schemas import (
     TOPICS,
     BatchPlanned,
@@ -42,9 +42,9 @@ from schemas import (
     WeightSpan,
     encode,
 )
-from streams.admin import Admin, TopicSpec
 from streams.broker import BrokerSettings, open_broker
-from streams.log import Log, LogSettings
+from streams.log.admin import Admin, TopicSpec
+from streams.log.clients import Log, LogSettings
 
 RUN: Final = "big"
 PARTITIONS: Final = 4

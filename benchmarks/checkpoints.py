@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from learner.checkpoints import Checkpoints
-from learner.distributed import Ranks, join, leave
-from learner.lifeline import meet
-from learner.manifest import Position
-from learner.retention import Retention
+from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manifest import Position
+from learner.checkpoint.retention import Retention
+from learner.ranks.group import Ranks, join, leave
+from learner.ranks.lifeline import meet
 
 ROW_BYTES = 4 * 1024
 TENSORS = 16

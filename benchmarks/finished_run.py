@@ -11,8 +11,8 @@ import json
 import statistics
 from pathlib import Path
 
-from deploy.config import load
-from deploy.runlog import run_log
+from deploy.config.run import load
+from deploy.local.open_log import run_log
 from schemas import RolloutCompleted, StepCompleted, WeightsApplied
 
 

@@ -19,8 +19,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from deploy.config import load
-from deploy.runlog import run_log
+from deploy.config.run import load
+from deploy.local.open_log import run_log
 from schemas import StepCompleted, WeightsPublished
 
 DEADLINE_S = 600.0

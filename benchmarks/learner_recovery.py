@@ -26,17 +26,17 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from deploy import toml
-from deploy.commands.demo import DEMO
-from deploy.config import RunConfig, load, read
-from deploy.layout import process_name
-from deploy.processes import service_units
-from deploy.session import Session, quiet_clients
+from analysis.history import toml
+from deploy.cli.commands.demo import DEMO
+from deploy.config.layout import process_name
+from deploy.config.run import RunConfig, load, read
+from deploy.local.processes import service_units
+from deploy.local.session import Session, quiet_clients
 from learner.phases import read_phases
 from schemas import BatchPlanned, PlannedSequence, StepCompleted, decode
-from streams.child import running_pid
-from streams.log import Log, LogSettings, Writer
-from streams.reader import Reader
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.reader import Reader
+from streams.processes.child import running_pid
 from streams.record import Output
 from tests.learner.service_run import GROUP, completed
 

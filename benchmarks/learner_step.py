@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.checkpoints import Checkpoints
-from learner.distributed import join, leave
-from learner.lifeline import meet
-from learner.manifest import Position
-from learner.policy import build_policy, model_shape, stored_tensors
-from learner.retention import Retention
-from learner.sequences import Rollout
+from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manifest import Position
+from learner.checkpoint.retention import Retention
+from learner.model.packed_row import Rollout
+from learner.model.policy import build_policy, model_shape, stored_tensors
+from learner.ranks.group import join, leave
+from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from deploy.commands.demo import DEMO
-from deploy.config import RunConfig, load
-from deploy.processes import service_units
-from deploy.session import Session
+from deploy.cli.commands.demo import DEMO
+from deploy.config.run import RunConfig, load
+from deploy.local.processes import service_units
+from deploy.local.session import Session
 
 LIGHT = ("rewards", "groups", "batches", "dispatcher")
 DEADLINE_S = 60.0

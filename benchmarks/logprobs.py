@@ -19,14 +19,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from streams.amx import apply_environment
+from streams.processes.amx import apply_environment
 
 apply_environment()
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from learner.logprobs import token_logprobs_and_entropy  # noqa: E402
+from learner.model.logprobs import token_logprobs_and_entropy  # noqa: E402
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 Way = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]

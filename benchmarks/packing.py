@@ -2,11 +2,11 @@
 
     python benchmarks/packing.py [--seed 0] [--batches 20] [--sequences 128] [--ranks 8] [--token-budget 32768]
 
-Batches are drawn from length distributions; each is divided by `consumers.packing.plan`, round-robin in the order of
-arrival, and round-robin in the order of length. Costs are those of Qwen3-30B-A3B (`consumers.cost`). Columns, means
-over the batches: `slowest` is the slowest rank's cost over the mean rank's; `step` is the cost of a step whose ranks
-wait for each other after every micro-batch, over the mean rank's cost; `micro` micro-batches per rank; `fill` used
-share of the token budget; `ms` time to plan.
+Batches are drawn from length distributions; each is divided by `consumers.batches.packing.plan`, round-robin in the
+order of arrival, and round-robin in the order of length. Costs are those of Qwen3-30B-A3B (`consumers.batches.cost`).
+Columns, means over the batches: `slowest` is the slowest rank's cost over the mean rank's; `step` is the cost of a step
+whose ranks wait for each other after every micro-batch, over the mean rank's cost; `micro` micro-batches per rank;
+`fill` used share of the token budget; `ms` time to plan.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from consumers.cost import cost_of_model
-from consumers.packing import plan
+from consumers.batches.cost import cost_of_model
+from consumers.batches.packing import plan
 
 Divided = list[list[list[int]]]
 Cost = tuple[float, float]

@@ -27,18 +27,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from deploy import toml
-from deploy.commands.demo import DEMO
-from deploy.config import RunConfig, load, read
-from deploy.processes import service_units
-from deploy.session import Session, quiet_clients, topic_specs
-from deploy.sharing import SERVICES
-from deploy.supervisor import ProcessSpec, Unit
-from streams.admin import create_topics
+from analysis.history import toml
+from deploy.cli.commands.demo import DEMO
+from deploy.config.run import RunConfig, load, read
+from deploy.config.shared import SERVICES
+from deploy.local.processes import service_units
+from deploy.local.session import Session, quiet_clients, topic_specs
+from deploy.local.supervisor import ProcessSpec, Unit
 from streams.broker import open_broker
 from streams.broker.endpoint import broker_pid_file
-from streams.child import running_pid
-from streams.replay import read_topic
+from streams.log.admin import create_topics
+from streams.log.replay import read_topic
+from streams.processes.child import running_pid
 
 ROOT: Final = Path(__file__).parents[1]
 STAND_INS: Final = {"producer": "tests.chaos.load", "learner": "tests.chaos.stepper"}

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from learner.policy import load_model, stored_tensors
+from learner.model.policy import load_model, stored_tensors
 from learner.settings import LearnerSettings
 from learner.weights import as_stored, stored_form
 from streams.weights import StoredTensor, state_digest, tensor_digest

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from learner.losses.metrics import peak, total
 from learner.losses.ratios import LOG_RATIO_LIMIT, k3
-from learner.policy import Policy
-from learner.replay import Replay, recorded, replayed
-from learner.sequences import PackedRow
+from learner.model.packed_row import PackedRow
+from learner.model.policy import Policy
+from learner.router_replay import Replay, recorded, replayed
 from learner.settings import LearnerSettings
 
 Metrics = dict[str, Tensor]

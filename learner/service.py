@@ -5,11 +5,11 @@ import os
 from typing import TYPE_CHECKING
 
 from learner.errors import ForeignCheckpointError, ModelError
-from learner.lanes import Lane
+from learner.ranks.serial_thread import Lane
 from learner.settings import LearnerSettings
-from streams.amx import apply_environment
 from streams.errors import ConfigurationError
-from streams.scope import Scope
+from streams.processes.amx import apply_environment
+from streams.runtime.service_context import Scope
 
 if TYPE_CHECKING:
     from learner.training import Training

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from learner.distributed import Ranks
 from learner.errors import ModelError
 from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective, shaped_advantage
 from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
-from learner.policy import ModelShape, Policy
+from learner.model.packed_row import Rollout, filler, pack
+from learner.model.policy import ModelShape, Policy
 from learner.proximal import Metrics, Proximal, Reference, routed
+from learner.ranks.group import Ranks
 from learner.schedule import learning_rate
-from learner.sequences import Rollout, filler, pack
 from learner.settings import LearnerSettings
 from streams.faults import reach
 

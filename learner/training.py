@@ -15,29 +15,29 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from learner.agreement import Intent, agreed
-from learner.assembly import assemble, check
-from learner.canary import CanarySet
-from learner.checkpoints import State
-from learner.distributed import leave
-from learner.done import Done, decode_done, read_done
+from learner.batch.loader import Feed, LoadedBatch, Reading
+from learner.batch.prior_steps import Done, decode_done, read_done
+from learner.build import assemble, check
+from learner.checkpoint.manager import State
+from learner.checkpoint.manifest import Position
 from learner.errors import RankError
-from learner.feed import Feed, LoadedBatch, Reading
-from learner.lanes import Lane
-from learner.lifeline import Lifeline, Meeting
-from learner.manifest import Position
 from learner.phases import Phases
-from learner.publisher import Publisher
-from learner.rendezvous import place_of
+from learner.ranks.agreement import Intent, agreed
+from learner.ranks.failure_detector import Vigil
+from learner.ranks.group import leave
+from learner.ranks.lifeline import Lifeline, Meeting
+from learner.ranks.rendezvous import place_of
+from learner.ranks.serial_thread import Lane
 from learner.settings import LearnerSettings
 from learner.step import StepReport
-from learner.vigil import Vigil
-from learner.watching import watch_producers
 from learner.weights import gather
+from learner.weights.canary import CanarySet
+from learner.weights.producer_feedback import watch_producers
+from learner.weights.publisher import Publisher
 from schemas import Canary, Rejected, StepCompleted
-from streams import names, tracing
 from streams.faults import reach
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
+from streams.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from streams.admin import Admin, TopicSpec
 from streams.broker import Broker, BrokerSettings, open_broker
 from streams.broker.jars import kafka_obstacle
+from streams.log.admin import Admin, TopicSpec
 
 EXTERNAL = os.environ.get("EACHPROMPT_TEST_BOOTSTRAP", "")
 """Address of a cluster that the contract suite runs against as well, as kind `external`."""

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from schemas import BlobRef
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 
 _BYTES: Final = 16 << 20
 _TURNS: Final = 9

@@ -11,11 +11,11 @@ import numpy as np
 from benchmarks.delivery.played import EXPERTS
 from benchmarks.delivery.shape import Arrival, Shape
 from schemas import BatchPlanned, PlannedSequence, Ref, RolloutCompleted, StepCompleted, decode
-from streams.fetch import RecordFetcher
-from streams.log import Writer
-from streams.reader import Reader
+from streams.log.clients import Writer
+from streams.log.fetch import RecordFetcher
+from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
 
 Take = Callable[[Sequence[PlannedSequence], list[Record]], Awaitable[list[float]]]
 """Decodes records as far as the learner's hands; the unix times at which they were finished."""
@@ -71,8 +71,8 @@ async def _views(sequences: Sequence[PlannedSequence], records: list[Record]) ->
 
 def _learner(scope: Scope, shape: Shape) -> Take:
     """What the learner does with a record: the body read and verified, the routes checked, tensors made."""
-    from learner.policy import ModelShape
-    from learner.records import to_rollout
+    from learner.batch.decode import to_rollout
+    from learner.model.policy import ModelShape
 
     model = ModelShape(1 << 16, shape.tokens, *shape.routes, EXPERTS)
     slots = asyncio.Semaphore(_READ_AT_ONCE)

@@ -20,11 +20,11 @@ from benchmarks.delivery.loops import Loop
 from benchmarks.delivery.shape import Arrival, Shape
 from benchmarks.delivery.stage import RUN
 from schemas import TOPICS
-from streams.admin import Admin, TopicSpec
 from streams.broker import BrokerSettings
 from streams.broker.kafka import KafkaBroker
 from streams.broker.ports import HOST
-from streams.child import Child
+from streams.log.admin import Admin, TopicSpec
+from streams.processes.child import Child
 
 STAGES: Final = ("groups", "batches", "rewards", "feed", "load")
 CONTROL: Final = "idle"

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from benchmarks.delivery.played import EXPERTS, Due, Played, routes
 from benchmarks.delivery.shape import Shape
-from producers.rollouts.completion import routes_on_wire
+from producers.rollouts.event import routes_on_wire
 from schemas import Event, StepCompleted
-from streams.follow import follow
-from streams.log import enqueue
+from streams.log.clients import enqueue
 from streams.record import Output, Record
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
 
 GO: Final = "go"
 """A file: once it is in the run's directory, the load begins."""

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
 
 _TICK_S: Final = 0.001
 _WRITTEN_EVERY_S: Final = 0.25

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from deploy.config import load
-from deploy.runlog import run_log
+from deploy.config.run import load
+from deploy.local.open_log import run_log
 from schemas import NDArray, RolloutCompleted
 
 PATH: Final = Path(__file__).with_name("recording.msgpack")

@@ -24,12 +24,12 @@ import psutil
 
 from benchmarks.delivery.played import Played
 from benchmarks.delivery.shape import Shape
-from consumers.advantages import group_advantages
+from consumers.groups.advantages import group_advantages
 from consumers.rewards.detokenise import Detokeniser
 from consumers.rewards.verifiers import Sample, load
 from schemas import RolloutCompleted, decode, encode
 from streams.broker.ports import HOST, free_port
-from streams.child import Child
+from streams.processes.child import Child
 
 _BLOCK_MS = 200
 _COUNT = 500

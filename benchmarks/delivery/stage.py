@@ -18,8 +18,8 @@ from consumers.groups.settings import GroupSettings
 from consumers.rewards import service as rewards
 from consumers.rewards.settings import RewardSettings
 from streams.context import RunContext
-from streams.scope import Scope
-from streams.service import run_service
+from streams.runtime.service import run_service
+from streams.runtime.service_context import Scope
 
 RUN: Final = "bench"
 

@@ -7,13 +7,13 @@ from typing import Final
 
 import msgspec
 
-from deploy.config import load
-from deploy.runlog import run_log
-from learner.policy import ModelShape
-from learner.records import to_rollout
-from learner.sequences import Rollout
+from deploy.config.run import load
+from deploy.local.open_log import run_log
+from learner.batch.decode import to_rollout
+from learner.model.packed_row import Rollout
+from learner.model.policy import ModelShape
 from schemas import BatchPlanned, PlannedSequence, Ref, decode
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.record import Record
 
 WINDOW: Final = 4

@@ -10,9 +10,9 @@ import msgspec
 import torch
 
 from benchmarks.objectives.stream import Stream, batches_of
-from learner.distributed import join, leave
-from learner.lifeline import meet
-from learner.policy import Policy, build_policy, load_model, model_shape
+from learner.model.policy import Policy, build_policy, load_model, model_shape
+from learner.ranks.group import join, leave
+from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather

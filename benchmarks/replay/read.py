@@ -5,8 +5,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.config import load
-from deploy.runlog import run_log
+from deploy.config.run import load
+from deploy.local.open_log import run_log
 from schemas import StepCompleted
 
 

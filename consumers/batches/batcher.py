@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from consumers.batches.packing import plan
 from consumers.batches.settings import BatchSettings
-from consumers.packing import plan
 from schemas import (
     BatchPlanned,
     Disposition,
@@ -29,9 +29,9 @@ from schemas import (
     StepCompleted,
     Unanimous,
 )
-from streams.fold import Turn
-from streams.numbering import Numbering
 from streams.record import Output, Record
+from streams.stages.numbering import Numbering
+from streams.stages.processor import Turn
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class _Ready:
 
 
 class Batcher:
-    """A `streams.fold.Fold` over all partitions of `groups`, observing `steps`; cost (a, b) as in `packing.plan`."""
+    """A `streams.stages.processor.Fold` over all partitions of `groups`, observing `steps`; cost (a, b) as in
+    `packing.plan`.
+    """
 
     def __init__(self, settings: BatchSettings, cost: tuple[float, float]) -> None:
         self._settings = settings

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Final
 
 from consumers.batches.batcher import Batcher
+from consumers.batches.cost import cost_of_model
 from consumers.batches.settings import BatchSettings
-from consumers.cost import cost_of_model
 from schemas import BatchPlanned
 from streams.errors import ConfigurationError
-from streams.fold import FoldSpec
-from streams.recall import Recall
-from streams.scope import Scope
-from streams.shard import run_fold
+from streams.log.tail import Recall
+from streams.runtime.service_context import Scope
+from streams.stages.processor import FoldSpec
+from streams.stages.runner import run_fold
 
 _RECALL_RECORDS: Final = 512
 """Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits

@@ -13,10 +13,10 @@ ones rebuild the open groups, and `on_recalled` rebuilds the memory of the close
 
 import math
 
+from consumers.groups.close import close_group, unheard_group
 from consumers.groups.memory import Memory
 from consumers.groups.open_groups import Asked, OpenGroup, OpenGroups
 from consumers.groups.settings import GroupSettings
-from consumers.groups.verdict import close_group, unheard_group
 from schemas import (
     Disposition,
     Event,
@@ -28,12 +28,12 @@ from schemas import (
     RolloutScored,
 )
 from streams.errors import Poison
-from streams.fold import Turn
 from streams.record import Output, Record
+from streams.stages.processor import Turn
 
 
 class Aggregator:
-    """A `streams.fold.Fold` over the requests and scores of one partition.
+    """A `streams.stages.processor.Fold` over the requests and scores of one partition.
 
     `known_since_s`: `on_recalled` is told of every group that was closed later (see `Memory`).
     """

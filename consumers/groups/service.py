@@ -7,10 +7,10 @@ from consumers.groups.aggregate import Aggregator
 from consumers.groups.memory import SKEW_S
 from consumers.groups.settings import GroupSettings
 from streams.errors import StreamsError
-from streams.fold import FoldSpec
-from streams.recall import Recall
-from streams.scope import Scope
-from streams.shard import run_fold
+from streams.log.tail import Recall
+from streams.runtime.service_context import Scope
+from streams.stages.processor import FoldSpec
+from streams.stages.runner import run_fold
 
 _LOOK_S: Final = 1.0
 

@@ -12,10 +12,10 @@ from consumers.rewards.pool import VerifierPool
 from consumers.rewards.settings import RewardSettings
 from consumers.rewards.verifiers import Sample, VerifierError, is_pooled, load
 from schemas import Event, RewardComponent, RolloutCompleted, RolloutScored
-from streams import names, tracing
 from streams.errors import Poison
 from streams.record import Output, Record
-from streams.worker import Emit
+from streams.stages.worker import Emit
+from streams.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ _LONG_TOKENS: Final = 2048
 
 
 class RewardWorker:
-    """A `streams.worker.Worker` over `rollouts`: detokenises, verifies, adds the penalties, writes RolloutScored."""
+    """A `streams.stages.worker.Worker` over `rollouts`: detokenises, verifies, adds the penalties, writes
+    RolloutScored.
+    """
 
     def __init__(
         self,

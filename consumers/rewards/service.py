@@ -9,8 +9,8 @@ from consumers.rewards.settings import RewardSettings
 from consumers.rewards.verifiers import VerifierError, is_pooled
 from schemas import RolloutCompleted
 from streams.errors import ConfigurationError
-from streams.scope import Scope
-from streams.worker import WorkerSpec, run_worker
+from streams.runtime.service_context import Scope
+from streams.stages.worker import WorkerSpec, run_worker
 
 
 async def main(scope: Scope, settings: RewardSettings) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from learner.errors import ModelError
-from learner.policy import Policy, read_config
+from learner.model.policy import Policy, read_config
 from streams.weights.untrained import untrained
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from producers.dispatcher.admission import Admission
 from producers.dispatcher.curriculum import Curriculum, UniformCurriculum
 from producers.dispatcher.evaluations import Evaluations, WeightVersions
-from producers.dispatcher.lengths import LengthEstimate
+from producers.dispatcher.length_estimator import LengthEstimate
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt
 from schemas.codec import decode
@@ -24,7 +24,7 @@ from schemas.events import (
 )
 from schemas.identity import group_id
 from schemas.parts import Purpose
-from streams.numbering import Numbering
+from streams.stages.numbering import Numbering
 
 TOPICS = ("prompts", "groups", "batches", "steps", "weights", "applied", "dead-letters")
 """What the state is rebuilt from and kept up with; the facts of different topics may arrive in any order."""

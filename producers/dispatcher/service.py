@@ -5,16 +5,16 @@ import logging
 import time
 from typing import Final
 
-from producers.dispatcher.collection import Needed, collect_regularly
+from producers.dispatcher.blob_gc import Needed, collect_regularly
 from producers.dispatcher.dispatch import TOPICS, Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt, SourceError, without
-from producers.dispatcher.unreadable import Unreadable
+from producers.dispatcher.unowned_dead_letters import Unreadable
 from schemas.events import Event
-from streams.follow import follow
+from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from streams.scope import Scope
-from streams.transaction import TransactionalWriter
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
 
 logger = logging.getLogger(__name__)
 

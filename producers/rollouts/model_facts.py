@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from producers.rollouts.configuration import ProducerSettings
+from producers.rollouts.settings import ProducerSettings
 from schemas.parts import EngineInfo
 from streams.errors import ConfigurationError
 

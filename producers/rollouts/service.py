@@ -5,15 +5,15 @@ import logging
 import time
 from typing import Final
 
-from producers.rollouts.configuration import ProducerSettings
-from producers.rollouts.restarting import RestartingEngine
-from producers.rollouts.rollout_worker import RolloutWorker
-from producers.rollouts.weights import WeightSubscriber
+from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.settings import ProducerSettings
+from producers.rollouts.weights.subscriber import WeightSubscriber
+from producers.rollouts.worker import RolloutWorker
 from schemas.events import GroupRequested
-from streams.follow import follow
-from streams.log import Writer
-from streams.scope import Scope
-from streams.worker import WorkerSpec, run_worker
+from streams.log.clients import Writer
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
+from streams.stages.worker import WorkerSpec, run_worker
 
 logger = logging.getLogger(__name__)
 

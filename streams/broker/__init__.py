@@ -5,7 +5,7 @@
     broker.bootstrap                 # "127.0.0.1:23456"
     broker.stop(deadline_s=10)
 
-Each kind's guarantees are stated by the contract suite, tests/streams/test_broker_contract.py.
+Each kind's guarantees are stated by the contract suite, tests/streams/broker/test_contract.py.
 """
 
 from streams.broker.base import Broker, BrokerConfigurationError, BrokerError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from streams.broker.base import BrokerError
-from streams.child import running_pid
+from streams.processes.child import running_pid
 
 
 @dataclasses.dataclass(frozen=True)

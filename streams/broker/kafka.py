@@ -15,7 +15,7 @@ from streams.broker.jars import archive_path, find_jars, java_version, kafka_obs
 from streams.broker.local import LocalBroker
 from streams.broker.ports import HOST, free_port
 from streams.broker.settings import MIB, BrokerSettings
-from streams.child import Child
+from streams.processes.child import Child
 
 _NODE_ID = 1
 _LOG4J = Path(__file__).with_name("log4j2.properties")

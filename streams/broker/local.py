@@ -15,7 +15,7 @@ from streams.broker.endpoint import Endpoint, broker_pid_file, last_endpoint, wr
 from streams.broker.ports import HOST, free_port, is_free
 from streams.broker.ready import wait_ready
 from streams.broker.settings import BrokerSettings
-from streams.child import Child, ChildError, running_pid, stop_pid
+from streams.processes.child import Child, ChildError, running_pid, stop_pid
 
 _PORT_ATTEMPTS = 3
 

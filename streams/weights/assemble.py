@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from schemas import WeightsPublished
-from streams.blobs import BlobStore
-from streams.digests import Hasher, short
+from streams.blobs.digests import Hasher, short
+from streams.blobs.store import BlobStore
 from streams.weights import delta as deltas
 from streams.weights.errors import WeightsError
 from streams.weights.tensors import StoredTensor, read_file, state_digest, tensor_digest, write_file
@@ -21,7 +21,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """A whole safetensors file; `digest` (`streams.digests`) of its bytes, or None where nobody announced one."""
+    """A whole safetensors file; `digest` (`streams.blobs.digests`) of its bytes, or None where nobody announced one."""
 
     path: Path
     digest: str | None
@@ -82,7 +82,7 @@ def advance(blobs: BlobStore, held: Held, events: Sequence[WeightsPublished], di
 
 
 def file_digest(path: Path) -> str:
-    """Of the file's bytes, see `streams.digests`."""
+    """Of the file's bytes, see `streams.blobs.digests`."""
     hasher = Hasher()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

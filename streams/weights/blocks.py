@@ -1,7 +1,7 @@
 """FP8 blocks on the wire: e4m3 bytes with one float32 scale a 128x128 block, from and to bfloat16 bits, in numpy.
 
-The same numbers to the last bit as `producers.fp8`, which works on torch tensors where the engine is (DeepSeek-V3,
-arXiv 2412.19437, section 3.3.2): scale = largest magnitude / 448, element ≈ e4m3 · scale.
+The same numbers to the last bit as `producers.rollouts.engine.fp8`, which works on torch tensors where the engine is
+(DeepSeek-V3, arXiv 2412.19437, section 3.3.2): scale = largest magnitude / 448, element ≈ e4m3 · scale.
 """
 
 import re

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.digests import Hasher
+from streams.blobs.digests import Hasher
 from streams.weights.errors import WeightsError
 
 Bits = NDArray[Any]
@@ -56,7 +56,7 @@ def tensor_digest(tensor: StoredTensor) -> bytes:
 
 
 def state_digest(digests: Mapping[str, bytes]) -> str:
-    """One digest (`streams.digests`) over the names and digests of all tensors, in the order of their names."""
+    """One digest (`streams.blobs.digests`) over the names and digests of all tensors, in the order of their names."""
     hasher = Hasher()
     for name in sorted(digests):
         encoded = name.encode()

@@ -12,10 +12,10 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Final
 
-from deploy.auditing import audit_of
-from deploy.runlog import RunLog
-from deploy.sharing import SERVICES
-from deploy.verdict import Audit
+from analysis.audit.result import Audit
+from analysis.history.read import audit_of
+from analysis.history.run_log import RunLog
+from deploy.config.shared import SERVICES
 from streams import faults
 from tests.chaos.pipeline import Pipeline
 from tests.chaos.progress import Progress

@@ -12,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.config import load
-from producers.rollouts.completion import completed, routes_on_wire
-from producers.rollouts.generation import Generation
-from producers.rollouts.resumed import ResumedGroups
-from producers.rollouts.tokenise import PromptEncoder
+from deploy.config.run import load
+from producers.rollouts.already_written import ResumedGroups
+from producers.rollouts.engine.generation import Generation
+from producers.rollouts.event import completed, routes_on_wire
+from producers.rollouts.prompt_encoder import PromptEncoder
 from schemas import EngineInfo, Event, GroupRequested, StepCompleted, WeightSpan
 from schemas.identity import rollout_id
 from streams.context import RunContext
 from streams.faults import reach
-from streams.follow import follow
 from streams.record import Output, Record
-from streams.scope import Scope
-from streams.service import run_service
-from streams.worker import Emit, WorkerSpec, run_worker
+from streams.runtime.service import run_service
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
+from streams.stages.worker import Emit, WorkerSpec, run_worker
 
 LAYERS, TOP_K, EXPERTS = 2, 2, 16
 _EOS = 1

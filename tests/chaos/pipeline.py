@@ -18,19 +18,19 @@ from typing import Final, Self
 
 import psutil
 
-from deploy import toml
-from deploy.commands.demo import DEMO
-from deploy.config import RunConfig, load, read
-from deploy.layout import process_name
-from deploy.processes import service_units
-from deploy.restarts import RestartPolicy
-from deploy.session import create_run_topics
-from deploy.sharing import SERVICES
-from deploy.supervisor import ProcessSpec, Supervisor, Unit
+from analysis.history import toml
+from deploy.cli.commands.demo import DEMO
+from deploy.config.layout import process_name
+from deploy.config.run import RunConfig, load, read
+from deploy.config.shared import SERVICES
+from deploy.local.processes import service_units
+from deploy.local.restarts import RestartPolicy
+from deploy.local.session import create_run_topics
+from deploy.local.supervisor import ProcessSpec, Supervisor, Unit
 from streams import faults
 from streams.broker import BrokerSettings
 from streams.broker.kafka import KafkaBroker
-from streams.child import Child, running_pid
+from streams.processes.child import Child, running_pid
 from tests.chaos.clocks import Clocks
 from tests.chaos.disk import SmallDisk
 from tests.chaos.proxy import Proxy

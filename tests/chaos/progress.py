@@ -20,8 +20,8 @@ from schemas import (
     decode,
 )
 from streams.errors import StreamsError
-from streams.log import Log, LogSettings
-from streams.reader import Reader
+from streams.log.clients import Log, LogSettings
+from streams.log.reader import Reader
 from streams.record import Record
 
 _TRUSTED_S: Final = 60.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from streams.child import Child
+from streams.processes.child import Child
 from tests.chaos.campaign import Campaign
 from tests.chaos.schedule import Blow
 from tests.chaos.shape import LIGHT, Shape
@@ -71,7 +71,7 @@ class Rolling(Campaign):
     async def _add(self, ordinals: list[str]) -> None:
         """As from another terminal: `eachprompt run rewards --ordinal K --dir DIR`."""
         for ordinal in ordinals:
-            argv = [sys.executable, "-P", "-m", "deploy.command", "run", "rewards", "--ordinal", ordinal]
+            argv = [sys.executable, "-P", "-m", "deploy.cli.main", "run", "rewards", "--ordinal", ordinal]
             log = self._pipeline.config.layout.log(f"rewards-{ordinal}")
             child = Child.start([*argv, "--dir", str(self._directory)], log=log, name=f"rewards-{ordinal}")
             self._added[ordinal] = child

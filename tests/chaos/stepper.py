@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 
 from schemas import BatchPlanned, RolloutCompleted, StepCompleted, decode
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.faults import reach
-from streams.fetch import RecordFetcher
-from streams.reader import Reader
+from streams.log.fetch import RecordFetcher
+from streams.log.reader import Reader
+from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from streams.scope import Scope
-from streams.service import run_service
-from streams.transaction import TransactionalWriter
+from streams.runtime.service import run_service
+from streams.runtime.service_context import Scope
 from tests.chaos.load import context_of
 
 CHECKPOINT_EVERY = 3

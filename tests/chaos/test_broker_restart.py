@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from streams.admin import TopicSpec, create_topics
 from streams.broker import BrokerSettings
 from streams.broker.jars import kafka_obstacle
 from streams.broker.kafka import KafkaBroker
 from streams.broker.ports import free_port
 from streams.errors import DeadlineError
-from streams.log import Log, LogSettings, Writer
-from streams.reader import Reader
+from streams.log.admin import TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.reader import Reader
 
 COMMITS = 600
 

@@ -9,8 +9,8 @@ from consumers.groups.aggregate import Aggregator
 from consumers.groups.settings import GroupSettings
 from producers.dispatcher.admission import Admission
 from schemas import GroupReady, Ref, RolloutDisposed, RolloutScored, encode
-from streams.fold import Turn
 from streams.record import Record
+from streams.stages.processor import Turn
 
 SAMPLES, GROUPS = 3, 4
 NOW_S = 1e6

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.checkpoints import Checkpoints
-from learner.distributed import join, leave
+from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manifest import Position
+from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
-from learner.lifeline import meet
-from learner.manifest import Position
-from learner.retention import Retention
-from streams.blobs import BlobStore
+from learner.ranks.group import join, leave
+from learner.ranks.lifeline import meet
+from streams.blobs.store import BlobStore
 from tests.chaos.disk import SmallDisk
 
 

@@ -21,24 +21,24 @@ from typing import Final
 import psutil
 import pytest
 
+from analysis.history.read import audit_of
+from analysis.history.run_log import RunLog
 from consumers.batches import service as batches
 from consumers.batches.settings import BatchSettings
 from consumers.groups import service as groups
 from consumers.groups.settings import GroupSettings
 from consumers.rewards import service as rewards
 from consumers.rewards.settings import RewardSettings
-from deploy.auditing import audit_of
-from deploy.commands.demo import DEMO
-from deploy.config import load
-from deploy.runlog import RunLog
-from deploy.session import topic_specs
+from deploy.cli.commands.demo import DEMO
+from deploy.config.run import load
+from deploy.local.session import topic_specs
 from producers.dispatcher import service as dispatcher
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource
-from producers.rollouts.configuration import ProducerSettings
-from producers.rollouts.restarting import RestartingEngine
-from producers.rollouts.rollout_worker import RolloutWorker
-from producers.rollouts.weights import WeightSubscriber
+from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.settings import ProducerSettings
+from producers.rollouts.weights.subscriber import WeightSubscriber
+from producers.rollouts.worker import RolloutWorker
 from schemas import (
     MAX_EVENT_BYTES,
     BatchPlanned,
@@ -57,18 +57,18 @@ from schemas import (
     encode,
     partition_of,
 )
-from streams.admin import Admin
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.deadletters import event_of
 from streams.errors import Poison
-from streams.follow import follow
-from streams.log import Log, LogSettings, Writer
-from streams.reader import Reader
+from streams.log.admin import Admin
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.dead_letters import event_of
+from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.scope import Scope
-from streams.worker import WorkerSpec, run_worker
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
+from streams.stages.worker import WorkerSpec, run_worker
 from tests.chaos.hostile import (
     CERTAIN,
     EXPERTS,
@@ -396,8 +396,8 @@ async def test_a_record_as_large_as_a_topic_takes_fits_into_its_letter(
 
 async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_path: Path) -> None:
     """Rollouts that no stage before it looks into (routes, blobs) and those that are none, planned all the same."""
-    from learner.feed import Feed, Reading
-    from learner.policy import ModelShape
+    from learner.batch.loader import Feed, Reading
+    from learner.model.policy import ModelShape
 
     log = await asyncio.to_thread(_log_on, embedded_broker)
     records = [r for r in hostile(5, 1500, PARTITIONS, MISSING) if r.topic == "rollouts"]

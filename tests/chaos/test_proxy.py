@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from streams.admin import TopicSpec, create_topics
 from streams.broker import Broker, BrokerSettings, open_broker
+from streams.log.admin import TopicSpec, create_topics
 from tests.chaos.proxy import Proxy
 
 

@@ -49,6 +49,6 @@ async def test_consumers_come_and_go_and_services_are_restarted_in_turn(
 def start_s() -> float:
     """How long a reward consumer takes here to be loaded, which is the most of a recovery."""
     began = time.monotonic()
-    modules = "import deploy.commands.run, consumers.rewards.service"
+    modules = "import deploy.cli.commands.run, consumers.rewards.service"
     subprocess.run([sys.executable, "-c", modules], check=True, cwd=Path(__file__).parents[2])
     return time.monotonic() - began

@@ -17,22 +17,22 @@ from typing import Final
 import pytest
 
 from schemas import Event, Ref, RolloutDisposed, RolloutScored, decode
-from streams.admin import Admin, TopicSpec
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.broker import BrokerSettings
 from streams.broker.jars import kafka_obstacle
 from streams.broker.kafka import KafkaBroker, random_cluster_id, server_properties, write_properties
 from streams.broker.ports import HOST, free_port
-from streams.child import Child
 from streams.context import RunContext
 from streams.errors import StreamsError
-from streams.fold import FoldSpec, Turn
-from streams.follow import follow
-from streams.log import Log, LogSettings, Writer
-from streams.recall import Recall, read_to_end
+from streams.log.admin import Admin, TopicSpec
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.tail import Recall, read_to_end
+from streams.processes.child import Child
 from streams.record import Output, Record
-from streams.scope import Scope
-from streams.shard import run_fold
+from streams.runtime.service_context import Scope
+from streams.stages.follower import follow
+from streams.stages.processor import FoldSpec, Turn
+from streams.stages.runner import run_fold
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka]
 

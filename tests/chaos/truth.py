@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from deploy.runlog import RunLog
+from analysis.history.run_log import RunLog
 from schemas import BatchPlanned, WeightsPublished
-from streams.blobs import BlobStore
-from streams.fetch import RecordFetcher
-from streams.log import Log, LogSettings
+from streams.blobs.store import BlobStore
+from streams.log.clients import Log, LogSettings
+from streams.log.fetch import RecordFetcher
 from tests.chaos.pipeline import Pipeline
 from tests.chaos.progress import Progress
 from tests.chaos.shape import LEARNER, PARTITIONS

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploy.verdict import Audit
+from analysis.audit.result import Audit
 from tests.chaos.progress import Recovery
 
 

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy import toml
-from deploy.auditing import audit_of
-from deploy.commands.demo import DEMO
-from deploy.config import read
-from deploy.runlog import RunLog
+from analysis.history import toml
+from analysis.history.read import audit_of
+from analysis.history.run_log import RunLog
+from deploy.cli.commands.demo import DEMO
+from deploy.config.run import read
 from schemas import GroupDropped, GroupReady, GroupRequested, RolloutCompleted, RolloutDisposed, Sampling
 from streams import faults
-from streams.log import Log, Writer
+from streams.log.clients import Log, Writer
 from streams.record import Output
 from tests.consumers.test_services import PARTITIONS, Everything, log, serving
 

@@ -35,9 +35,9 @@ from schemas import (
     Sampling,
     StepCompleted,
 )
-from streams.fold import Fold, Turn
 from streams.record import Record
-from streams.tracker import OffsetTracker
+from streams.stages.offsets import OffsetTracker
+from streams.stages.processor import Fold, Turn
 
 SAMPLES = 3
 DEADLINE_S = 50.0
@@ -66,7 +66,9 @@ def reference(
 
 
 class Stage:
-    """What `streams.fold` promises of a stage: a turn's outputs and offsets are on the log together, or neither is."""
+    """What `streams.stages.processor` promises of a stage: a turn's outputs and offsets are on the log together, or
+    neither is.
+    """
 
     def __init__(
         self, make: Callable[[float], Fold], sources: dict[str, list[Event]], out: list[Event], recall_s: float

@@ -36,14 +36,14 @@ from schemas import (
     decode,
 )
 from schemas.events import EventBase
-from streams.admin import Admin, TopicSpec
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Writer
-from streams.reader import Reader
+from streams.log.admin import Admin, TopicSpec
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
 
 E = TypeVar("E", bound=EventBase)
 

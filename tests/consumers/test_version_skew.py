@@ -26,10 +26,10 @@ from schemas import (
     encode,
 )
 from schemas.parts import Ref
-from streams import log as streams_log
-from streams import names
-from streams.log import Log, Writer
+from streams.log import clients as streams_log
+from streams.log.clients import Log, Writer
 from streams.record import Output
+from streams.telemetry import names
 from tests.consumers.test_services import Everything, MakeRollout, log, serving
 
 __all__ = ["log"]

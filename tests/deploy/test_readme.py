@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from deploy.config import load
-from deploy.preflight import check
+from deploy.config.preflight import check
+from deploy.config.run import load
 from schemas import TOPICS
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from learner.replay import moe_routers
+from learner.router_replay import moe_routers
 from scripts.build_tiny_model import EOS_ID, PAD_ID, VOCABULARY_SIZE, build_tokenizer
 
 LAYERS: Final = 3

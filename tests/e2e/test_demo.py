@@ -21,7 +21,7 @@ LIGHT = ("rewards", "groups", "batches", "dispatcher")
 
 
 def start(directory: Path, broker: str, steps: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-P", "-m", "deploy.command", "demo", "--broker", broker, "--dir", str(directory)]
+    command = [sys.executable, "-P", "-m", "deploy.cli.main", "demo", "--broker", broker, "--dir", str(directory)]
     command += ["--steps", str(steps), "--json", "--set", "dispatcher.evaluate_samples=1", "--deadline", "380"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -80,7 +80,7 @@ def test_the_demo_trains_on_the_embedded_broker_and_accounts_for_every_rollout(t
     check(summary, directory, 3)
     assert summary["broker"] == "embedded"
     audit = subprocess.run(
-        [sys.executable, "-P", "-m", "deploy.command", "audit", "--dir", str(directory), "--json"],
+        [sys.executable, "-P", "-m", "deploy.cli.main", "audit", "--dir", str(directory), "--json"],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert json.loads(audit.stdout) == summary["audit"]

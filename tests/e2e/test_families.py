@@ -18,14 +18,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from deploy.command import main
-from deploy.config import load
-from deploy.published import Published, read_published
-from deploy.runlog import run_log
-from learner.replay import moe_routers, recorded
-from producers.rollouts.engine import RolloutEngine
-from producers.rollouts.settings import EngineSettings
-from producers.rollouts.weight_files import WeightFile
+from analysis.history.weight_versions import Published, read_published
+from deploy.cli.main import main
+from deploy.config.run import load
+from deploy.local.open_log import run_log
+from learner.router_replay import moe_routers, recorded
+from producers.rollouts.engine.engine import RolloutEngine
+from producers.rollouts.engine.settings import EngineSettings
+from producers.rollouts.engine.weight_files import WeightFile
 from schemas import RolloutCompleted
 from tests.e2e.families import FAMILIES, HEAD, build
 
@@ -83,7 +83,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     build(family, model)
     held_back = scratch / "held_back.jsonl"
     held_back.write_text("".join(HELD_BACK.read_text().splitlines(keepends=True)[:16]))
-    command = [sys.executable, "-P", "-m", "deploy.command", "demo", "--broker", "embedded", "--dir", str(directory)]
+    command = [sys.executable, "-P", "-m", "deploy.cli.main", "demo", "--broker", "embedded", "--dir", str(directory)]
     command += ["--steps", str(STEPS), "--json", "--deadline", "380", "--set", f"model.path={model}"]
     command += ["--set", f"held_back.path={held_back}"]
     for value in SETTINGS:

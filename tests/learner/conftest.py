@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from streams.amx import apply_environment
 from streams.broker import Broker, BrokerSettings, open_broker
 from streams.context import RunContext
+from streams.processes.amx import apply_environment
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 ZYGOTE = Path(__file__).with_name("zygote.py")

@@ -22,19 +22,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.checkpoints import Checkpoints
-from learner.distributed import Ranks, join, leave
+from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manifest import Position
+from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
-from learner.lifeline import meet
-from learner.manifest import Position
-from learner.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
-from learner.retention import Retention
-from learner.sequences import Rollout
+from learner.model.packed_row import Rollout
+from learner.model.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
+from learner.ranks.group import Ranks, join, leave
+from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
 from learner.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from schemas import Unanimous
-from tests.learner import family_ranks, fp8_ranks, loss_ranks
+from tests.learner.losses import loss_ranks
+from tests.learner.model import fp8_ranks
+from tests.learner.router_replay import family_ranks
 
 SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
@@ -238,7 +240,7 @@ def damages(ranks: Ranks, directory: Path) -> Any:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("learner.checkpoints").addHandler(handler)
+    logging.getLogger("learner.checkpoint.manager").addHandler(handler)
     results = {}
     for name, spoil in SPOILT.items():
         checkpoints = Checkpoints(root / name, "m", Retention(2), ranks)

@@ -9,7 +9,7 @@ import msgspec
 from learner.service import main
 from learner.settings import LearnerSettings
 from streams.context import RunContext
-from streams.service import run_service
+from streams.runtime.service import run_service
 
 
 def run(told_context: str, told_settings: str) -> int:

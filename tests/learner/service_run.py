@@ -30,11 +30,11 @@ from schemas import (
     WeightsPublished,
     decode,
 )
-from streams.admin import TopicSpec, create_topics
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Writer
-from streams.recall import read_to_end
+from streams.log.admin import TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.tail import read_to_end
 from streams.record import Output
 
 PARTITIONS = 2

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from deploy.auditing import audit_of
-from deploy.runlog import RunLog
+from analysis.history.read import audit_of
+from analysis.history.run_log import RunLog
 from schemas import (
     BatchPlanned,
     DeadLetter,
@@ -32,7 +32,7 @@ from schemas import (
     WeightsPublished,
     encode,
 )
-from streams.log import Writer
+from streams.log.clients import Writer
 from streams.record import Output
 from tests.learner.service_run import GROUP, Run, completed, end, make_topics
 

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from schemas import DeadLetter, StepCompleted, WeightsPublished
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.faults import arm
-from streams.health import health_file
+from streams.runtime.health import health_file
 from tests.learner.service_run import DEADLINE_S, Run, completed, end, make_topics, write_batches
 
 STEPS = 8

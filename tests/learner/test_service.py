@@ -15,13 +15,13 @@ import pytest
 from learner.service import main
 from learner.settings import LearnerSettings
 from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsApplied, WeightsPublished
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.context import RunContext
 from streams.errors import ConfigurationError
-from streams.health import health_file
-from streams.log import Log, LogSettings, Writer
+from streams.log.clients import Log, LogSettings, Writer
 from streams.record import Output
-from streams.scope import Scope
+from streams.runtime.health import health_file
+from streams.runtime.service_context import Scope
 from streams.weights import advance, chain_to, fetch_anchor
 from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner.policy import load_model
+from learner.model.policy import load_model
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from learner.policy import load_model
-from learner.replay import replayed
-from learner.sequences import Rollout
+from learner.model.packed_row import Rollout
+from learner.model.policy import load_model
+from learner.router_replay import replayed
 from learner.settings import LearnerSettings
 from learner.step import Trainer
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from schemas import TOPICS, Event, decode
-from streams.admin import TopicSpec, create_topics
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.broker import Broker, BrokerSettings, open_broker
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Writer
-from streams.reader import Reader
+from streams.log.admin import TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
 
 PARTITIONS = 2
 
@@ -32,14 +32,14 @@ ROOT = Path(__file__).parents[2]
 CONTEXT = ("run", "bootstrap", "partitions", "blob_uri", "seed", "drain_s", "inline_max_bytes")
 SERVICES = {
     "dispatcher": ("producers.dispatcher.service", "producers.dispatcher.settings:DispatcherSettings"),
-    "producer": ("producers.rollouts.service", "producers.rollouts.configuration:ProducerSettings"),
+    "producer": ("producers.rollouts.service", "producers.rollouts.settings:ProducerSettings"),
 }
 PROGRAM = """
 import importlib, json, sys
 from pathlib import Path
 import msgspec
 from streams.context import RunContext
-from streams.service import run_service
+from streams.runtime.service import run_service
 
 if __name__ == "__main__":
     name, module, kind, settings, context = sys.argv[1:]

@@ -6,14 +6,14 @@ from pathlib import Path
 from consumers.batches import service
 from consumers.batches.settings import BatchSettings
 from schemas import TOPICS, BatchPlanned, GroupReady, Member, Ref, UndecodableError, decode
-from streams.admin import TopicSpec, create_topics
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.log import Log, LogSettings, Writer
-from streams.recall import read_to_end
+from streams.log.admin import TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.tail import read_to_end
 from streams.record import Output
-from streams.scope import Scope
+from streams.runtime.service_context import Scope
 
 SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
 JUNK = 2 * (service._RECALL_RECORDS + 4 * 10) + 50

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from consumers.batches.batcher import Batcher
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned, Event, GroupDropped, GroupReady, Member, Ref, RolloutDisposed, StepCompleted
-from streams.fold import Turn
 from streams.record import Output, Record
+from streams.stages.processor import Turn
 
 
 def ready(name: int, version: int = 0, tokens: int = 10, invalid: int = 0, time_s: float = 0.0) -> GroupReady:

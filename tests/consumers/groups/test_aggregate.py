@@ -26,8 +26,8 @@ from schemas import (
     encode,
 )
 from streams.errors import Poison
-from streams.fold import Turn
 from streams.record import Output, Record
+from streams.stages.processor import Turn
 
 
 def score(

@@ -8,11 +8,11 @@ import pytest
 
 from consumers.groups import service
 from consumers.groups.service import clock_step
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.context import RunContext
 from streams.errors import StreamsError
-from streams.log import Log, LogSettings
-from streams.scope import Scope
+from streams.log.clients import Log, LogSettings
+from streams.runtime.service_context import Scope
 
 
 def test_a_step_is_what_the_wall_clock_did_and_time_did_not() -> None:

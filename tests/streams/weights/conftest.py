@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from tests.streams.weights.history import History
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from schemas import WeightFile, WeightsPublished
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.weights import StoredTensor, state_digest, tensor_digest, write_file
 from streams.weights.delta import Delta, difference, encode, layout_of
 from streams.weights.tensors import parts

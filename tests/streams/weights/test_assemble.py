@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from schemas import WeightFile, WeightsPublished
-from streams.blobs import BlobStore
+from streams.blobs.store import BlobStore
 from streams.errors import BlobError
 from streams.weights import Held, WeightsError, advance, chain_to, fetch_anchor, read_file
 from streams.weights.assemble import file_digest

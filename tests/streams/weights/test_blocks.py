@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producers import fp8
+from producers.rollouts.engine import fp8
 from streams.weights import StoredTensor, WeightsError
 from streams.weights.blocks import _VALUES, is_projection, quantize, to_bf16, to_fp8
 

@@ -1,0 +1,1 @@
+"""How every rollout ended, proved from the raw topics. Pure."""

@@ -1,0 +1,157 @@
+"""Every rollout's end, proved from the raw topics: produced = Σ dispositions + in flight (DESIGN section 2).
+
+    ledger = Ledger()
+    for topic in READING_ORDER:
+        for record in read_topic(bootstrap, run, topic):
+            ledger.add(record.ref, record.value, record.time_s)
+    audit = ledger.close()
+
+A rollout is one record of `rollouts`, named by its reference: two attempts of one rollout id are two rollouts. It ends
+as `trained` where a step completed the batch that lists it and did not reject it; every other end is written down by
+the stage that decided it. A dead letter counts where nothing else ended the rollout, since it can be put back; so does
+the `expired` of a single rollout, since the aggregator says it of a group that it has forgotten. Pure: records go in,
+in any order (but a batch that the learner passed over after its letter), and a verdict comes out.
+Memory: about 70 bytes a rollout (`analysis.audit.facts`).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from analysis.audit.excused import DeadEnds
+from analysis.audit.facts import LATE, PRODUCED, READY, Fact, Slot, Tally, Window
+from analysis.audit.judge import Finished, Judgement, place_of
+from analysis.audit.names import dead_rollouts, rollout_name
+from analysis.audit.result import Audit, Finding
+from schemas import (
+    TOPICS,
+    BatchPlanned,
+    DeadLetter,
+    Disposition,
+    Event,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    Ref,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+    UndecodableError,
+    decode,
+)
+
+READING_ORDER: Final = ("steps", "dead-letters", "batches", "groups", "scores", "rollouts")
+"""Effects before causes: in a run that is still going, whatever a record refers to was written before it was read."""
+
+
+class Ledger:
+    """Collects what the log says of each rollout. `add` takes any record of any topic, also one that is no event.
+
+    `window` limits the rollouts that are judged; records about others are passed over.
+    """
+
+    def __init__(self, window: Window | None = None) -> None:
+        self._tally = Tally(window or Window({}))
+        self._steps: dict[int, StepCompleted] = {}
+        self._step_conflicts: list[Finding] = []
+        self._dead_ends = DeadEnds()
+        self._passed_over: set[Ref] = set()
+        self._newest_s = 0.0
+
+    def add(self, ref: Ref, value: bytes | memoryview, time_s: float = 0.0) -> None:
+        """One record as it is on the log, and the broker's time of it."""
+        if time_s > self._newest_s:
+            self._newest_s = time_s
+        if ref.topic == "rollouts":
+            self._add_rollout(ref, value, time_s)
+            return
+        try:
+            event = decode(value)
+        except UndecodableError:
+            return
+        if isinstance(event, TOPICS[ref.topic].events):
+            self._add_event(ref, event)
+
+    def close(self, finished: Finished | None = None, log_start: Mapping[int, int] | None = None) -> Audit:
+        """The verdict on what was added.
+
+        `finished(stage, ref)` says whether a stage has committed a record as done: with it, a rollout that a stage
+        took and wrote nothing about is unaccounted; without it, it is taken to be in flight. `log_start` holds the
+        first offset that retention left of each partition of `rollouts` (0 where absent); older ones are not judged.
+        """
+        dead_ends = self._dead_ends.judge(finished)
+        closing = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, dead_ends)
+        return closing.verdict(self._step_conflicts)
+
+    def _add_rollout(self, ref: Ref, value: bytes | memoryview, time_s: float) -> None:
+        slot = self._tally.slot(ref)
+        if slot is None:
+            return
+        columns, index = slot
+        columns.facts[index] |= PRODUCED
+        columns.since_s[index] = time_s
+        # A score has told the name of nearly every rollout, so their bodies are not looked at.
+        if not columns.is_named(index) and (name := rollout_name(value)) is not None:
+            columns.name(index, name)
+
+    def _add_event(self, ref: Ref, event: Event) -> None:
+        match event:
+            case RolloutScored():
+                self._note("scored", event.rollout, event.rollout_id, ref)
+            case GroupReady() | GroupDropped() | GroupEvaluated():
+                self._add_group(ref, event)
+            case RolloutDisposed():
+                self._dispose(ref, event)
+            case BatchPlanned() if ref not in self._passed_over:
+                for sequence in event.sequences:
+                    self._note("planned", sequence.rollout, sequence.rollout_id, ref)
+            case StepCompleted():
+                self._add_step(ref, event)
+            case DeadLetter():
+                if event.stage == "learner" and event.source.topic == "batches":
+                    self._passed_over.add(Ref(*event.source))
+                rollouts = dead_rollouts(event)
+                self._dead_ends.add(event, rollouts)
+                for rollout in rollouts:
+                    if slot := self._tally.slot(rollout):
+                        slot.columns.end(slot.row, "dead_letter")
+            case _:
+                pass
+
+    def _dispose(self, ref: Ref, event: RolloutDisposed) -> None:
+        if event.disposition == "expired":
+            if slot := self._tally.slot(event.rollout):
+                slot.columns.facts[slot.row] |= LATE
+                slot.columns.name(slot.row, event.rollout_id)
+        elif slot := self._note("closed", event.rollout, event.rollout_id, ref):
+            slot.columns.end(slot.row, event.disposition)
+
+    def _add_group(self, ref: Ref, event: GroupReady | GroupDropped | GroupEvaluated) -> None:
+        own: Disposition | None = None
+        if not isinstance(event, GroupReady):
+            own = event.reason if isinstance(event, GroupDropped) else "evaluated"
+        for member in event.members:
+            # What the batcher drops was closed on `groups` before, and its end does not close it again.
+            slot = (
+                self._note("closed", member.rollout, member.rollout_id, ref)
+                if ref.topic == "groups"
+                else self._tally.slot(member.rollout)
+            )
+            if slot is None:
+                continue
+            if (end := member.disposition or own) is not None:
+                slot.columns.end(slot.row, end)
+            else:
+                slot.columns.facts[slot.row] |= READY
+
+    def _add_step(self, ref: Ref, step: StepCompleted) -> None:
+        first = self._steps.setdefault(step.step, step)
+        if first.batch_ref != step.batch_ref:
+            what = f"step {step.step} is told twice, of {place_of(first.batch_ref)} and of {place_of(step.batch_ref)}"
+            self._step_conflicts.append(Finding(f"step {step.step}", ref, what, "duplicated"))
+
+    def _note(self, fact: Fact, rollout: Ref, rollout_id: str, ref: Ref) -> Slot | None:
+        slot = self._tally.slot(rollout)
+        if slot is not None:
+            slot.columns.note(fact, slot.row, ref)
+            slot.columns.name(slot.row, rollout_id)
+        return slot

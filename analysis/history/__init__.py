@@ -1,0 +1,1 @@
+"""What a run did, read from its topics: events, latency, weights, dead letters."""

@@ -1,0 +1,96 @@
+"""A published version as a Hugging Face checkpoint directory, made of anchors and deltas, without torch."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from analysis.errors import AnalysisError, RequestError
+from analysis.history.weight_versions import Published
+from streams.blobs.store import BlobStore
+from streams.weights import StoredTensor, advance, chain_to, fetch_anchor, read_file, write_file
+from streams.weights.blocks import to_bf16
+from streams.weights.untrained import head_count, prediction_heads, read_model_config
+
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+"""How the names of the model directory's own weights end: everything else in it belongs to the export."""
+
+
+def export(published: Published, version: int, model: Path, blobs: BlobStore, out: Path) -> list[str]:
+    """Write `version` to `out`, whole or not at all, beside what `model` has of configuration and tokenizer.
+
+    The files' names. FP8 blocks become bfloat16. Multi-token prediction heads, which are not trained, are the model
+    directory's own, so that the export is what its configuration says. RequestError: `out` is there already.
+    AnalysisError: a publication that it is made of is gone. BlobError, WeightsError: one is not what it says.
+    """
+    if out.exists():
+        raise RequestError(f"--out is {out}, which is there already; allowed: a directory that is not there yet")
+    try:
+        chain = chain_to(version, published.events)
+    except KeyError as missing:
+        raise AnalysisError(
+            f"weights {version} are a delta, and weights {missing} that they are made of are not on the log; there are "
+            f"{published.ranges()}"
+        ) from missing
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        held = fetch_anchor(blobs, chain[0], scratch / "anchor")
+        if chain[1:]:
+            held = advance(blobs, held, chain[1:], scratch / "applied")
+        whole = scratch / "whole"
+        whole.mkdir(mode=0o755)
+        names = _write_weights([*(read_file(file.path) for file in held.files), *_heads(model)], whole)
+        names += _copy_rest(model, whole)
+        whole.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return sorted(names)
+
+
+def _heads(model: Path) -> list[dict[str, StoredTensor]]:
+    """The model directory's prediction heads, a file's at a time, mapped and not read; none where it says of none."""
+    config = read_model_config(model)
+    if not head_count(config):
+        return []
+    found = []
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = read_file(path)
+        if heads := prediction_heads(tensors, config):
+            found.append({name: tensors[name] for name in heads})
+    return found
+
+
+def _write_weights(files: list[dict[str, StoredTensor]], out: Path) -> list[str]:
+    """The files in bfloat16 under the names that loaders look for, with an index where there are several."""
+    names: list[str] = []
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, stored in enumerate(files, start=1):
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        tensors = to_bf16(stored)
+        write_file(out / name, tensors)
+        names.append(name)
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        names.append("model.safetensors.index.json")
+    return names
+
+
+def _copy_rest(model: Path, out: Path) -> list[str]:
+    names = []
+    for path in sorted(model.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHTS):
+            shutil.copyfile(path, out / path.name)
+            names.append(path.name)
+    # The model directory may hold weights of another type than those that are published.
+    config = json.loads((out / "config.json").read_bytes())
+    config["dtype"] = "bfloat16"
+    config.pop("torch_dtype", None)
+    config.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return names

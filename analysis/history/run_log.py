@@ -1,0 +1,79 @@
+"""The topics of one run as tools read them: whole, decoded, and how far each stage has finished them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schemas import TOPICS, Event, UndecodableError, decode
+from streams.log.admin import Admin, TopicPartition
+from streams.log.history import scan_topic
+from streams.record import Record
+from streams.stages.offsets import OffsetTracker
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The topics of one run on a broker that answers."""
+
+    bootstrap: str
+    run: str
+
+    def read(self, topic: str, *, since_s: float | None = None, until_s: float | None = None) -> Iterator[Record]:
+        """Every record of `topic` (short name) up to its end of now, in a time window [since_s, until_s)."""
+        return scan_topic(self.bootstrap, self.run, topic, since_s=since_s, until_s=until_s)
+
+    def events(self, topic: str) -> Iterator[tuple[Event, Record]]:
+        """The same, decoded; what does not decode is left out (it is in the dead letters)."""
+        for record in self.read(topic):
+            try:
+                yield decode(record.value), record
+            except UndecodableError:
+                continue
+
+    def full(self, topic: str) -> str:
+        """`<run>.<topic>`."""
+        return TOPICS[topic].on(self.run)
+
+    def finished(self, stage: str, topic: str) -> "Finished":
+        """What `stage` has committed of its input `topic` until now."""
+        with Admin(self.bootstrap) as admin:
+            committed = admin.committed(f"{self.run}.{stage}")
+        return Finished(
+            {
+                partition: OffsetTracker.restore(entry.offset, entry.metadata)
+                for (name, partition), entry in committed.items()
+                if name == self.full(topic)
+            }
+        )
+
+    def log_start(self, topic: str) -> dict[int, int]:
+        """The first offset that is still there, by partition."""
+        with Admin(self.bootstrap) as admin:
+            starts = admin.start_offsets([self.full(topic)])
+        return {partition: offset for (_, partition), offset in starts.items()}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The committed progress of one stage on one topic."""
+
+    partitions: dict[int, OffsetTracker]
+
+    def __call__(self, partition: int, offset: int) -> bool:
+        tracker = self.partitions.get(partition)
+        return tracker is not None and tracker.is_finished(offset)
+
+
+def backlog(admin: Admin, run: str) -> dict[str, int]:
+    """Records that each topic's reader has not taken yet, summed over partitions, by short name of the topic."""
+    found = {}
+    for topic, stage in READERS.items():
+        lag = admin.lag(f"{run}.{stage}", [TOPICS[topic].on(run)])
+        found[topic] = sum(lag.values())
+    return found
+
+
+READERS = {"prompts": "producer", "rollouts": "rewards", "scores": "groups", "groups": "batches"}
+"""Topic → the stage that commits its progress on it."""
+
+
+__all__ = ["READERS", "Finished", "RunLog", "TopicPartition", "backlog"]

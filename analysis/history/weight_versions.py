@@ -1,0 +1,80 @@
+"""What the log says of published weights: the newest word on each version, and who generates with it."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from analysis.history.records import clock
+from analysis.history.run_log import RunLog
+from schemas import WeightsApplied, WeightsPublished
+from streams.weights import chain_to
+
+
+@dataclass
+class Published:
+    """Publications by version, and what producers said when they applied them."""
+
+    events: dict[int, WeightsPublished] = field(default_factory=dict)
+    applied: dict[tuple[int, str], WeightsApplied] = field(default_factory=dict)
+
+    def ranges(self) -> str:
+        """The versions there are: `1 to 5, 8`."""
+        versions = sorted(self.events)
+        borders = [0, *(n for n, (a, b) in enumerate(pairwise(versions), 1) if b != a + 1), len(versions)]
+        runs = [versions[first:end] for first, end in pairwise(borders)]
+        return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+    def made_of(self, version: int) -> list[int] | None:
+        """The publications a late joiner reads for `version`; None where one of them is no longer on the log."""
+        try:
+            return [event.version for event in chain_to(version, self.events)]
+        except KeyError:
+            return None
+
+    def drift(self, version: int) -> float | None:
+        """The largest mean |Δ log p| of a producer's canary at `version`; None where none was scored."""
+        canary = self.events[version].canary
+        said = [
+            event.canary_logprobs.numpy()
+            for (applied, _), event in self.applied.items()
+            if applied == version and event.canary_logprobs is not None
+        ]
+        if canary is None or not said:
+            return None
+        own = canary.logprobs.numpy()
+        return max(
+            float(np.abs(own - other).mean()) if other.shape == own.shape and np.isfinite(other).all() else 1e300
+            for other in said
+        )
+
+    def told(self, version: int) -> dict[str, Any]:
+        """One version for a report."""
+        event = self.events[version]
+        drift = self.drift(version)
+        return {
+            "version": version,
+            "kind": event.kind,
+            "base_version": event.base_version,
+            "precision": event.precision,
+            "bytes": sum(file.blob.size for file in event.files),
+            "tensors": event.tensors,
+            "published": clock(event.time_s),
+            "canary_drift": None if drift is None else round(drift, 5),
+            "applied_by": sorted(producer for applied, producer in self.applied if applied == version),
+        }
+
+
+def read_published(log: RunLog) -> Published:
+    """Read `weights` and `applied` to their ends. StreamsError."""
+    published = Published()
+    for event, _ in log.events("weights"):
+        if isinstance(event, WeightsPublished):
+            published.events[event.version] = event
+    for event, _ in log.events("applied"):
+        if isinstance(event, WeightsApplied) and event.refused is None:
+            key = event.version, event.producer_id
+            if event.canary_logprobs is not None or key not in published.applied:
+                published.applied[key] = event
+    return published

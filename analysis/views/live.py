@@ -1,0 +1,149 @@
+"""The live view: a table that repaints itself on a terminal, plain lines anywhere else."""
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from analysis.views.live_figures import Snapshot, as_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LINE_EVERY_S = 5.0
+_SPARKS = "▁▂▃▄▅▆▇█"
+_NOTES = 4
+_BAR = 40
+
+
+class View(Protocol):
+    """Where a run is shown."""
+
+    def show(self, now: Snapshot) -> None:
+        """The newest picture."""
+
+    def note(self, text: str) -> None:
+        """Something that happened, in a sentence."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def view_on(stream: TextIO, title: str) -> View:
+    """The view that fits `stream`."""
+    return TerminalView(stream, title) if stream.isatty() else PlainView(stream)
+
+
+class PlainView:
+    """A line where the step changed, or nothing was said for five seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._began_s = time.monotonic()
+        self._step = -1
+        self._said_s = 0.0
+
+    def show(self, now: Snapshot) -> None:
+        """See `View`."""
+        since_s = time.monotonic() - self._said_s
+        if now.step != self._step or since_s >= _LINE_EVERY_S:
+            self._step = now.step
+            self.note(as_line(now))
+
+    def note(self, text: str) -> None:
+        """See `View`."""
+        self._said_s = time.monotonic()
+        print(f"[{self._said_s - self._began_s:6.1f} s] {text}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class TerminalView:
+    """A rich table: progress, learning, and what waits where."""
+
+    def __init__(self, stream: TextIO, title: str) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._title = title
+        self._began_s = time.monotonic()
+        self._notes: deque[str] = deque(maxlen=_NOTES)
+        self._rates: list[float] = []
+        self._now: Snapshot | None = None
+        self._live = Live(console=Console(file=stream), get_renderable=self._render, refresh_per_second=4)
+
+    def show(self, now: Snapshot) -> None:
+        """See `View`."""
+        if now.pass_rate is not None and (self._now is None or now.step != self._now.step):
+            self._rates.append(now.pass_rate)
+        self._now = now
+
+    def note(self, text: str) -> None:
+        """See `View`."""
+        self._notes.append(text)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def _render(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        elapsed = f"{time.monotonic() - self._began_s:.0f} s"
+        now = self._now
+        if now is None:
+            body: list[RenderableType] = [Text("starting the broker and the services")]
+        else:
+            table = Table.grid(padding=(0, 2))
+            table.add_column(style="dim", justify="right")
+            table.add_column()
+            table.add_row("", ProgressBar(total=max(1, now.steps), completed=now.step, width=_BAR))
+            for name, value in _rows(now, self._rates):
+                table.add_row(name, value)
+            body = [table]
+        body += [Text(note, style="yellow") for note in self._notes]
+        return Panel(Group(*body), title=self._title, subtitle=elapsed, width=92)
+
+
+def _rows(now: Snapshot, rates: list[float]) -> list[tuple[str, str]]:
+    rate = "-" if now.pass_rate is None else f"{now.pass_rate:.3f}  {sparkline(rates)}"
+    held_back = "-" if now.held_back is None else f"{now.held_back[1]:.3f} after step {now.held_back[0]}"
+    return [
+        ("step", f"{now.step} of {now.steps}"),
+        ("pass rate, training", rate),
+        ("pass rate, held back", held_back),
+        ("generated", f"{now.tokens_per_s:,.0f} tokens/s"),
+        ("staleness", "-" if now.staleness is None else f"{now.staleness:.2f} versions"),
+        ("groups", f"{now.groups_ready} ready, {_counts(now.groups_dropped) or 'none'} dropped"),
+        ("rollouts waiting", _counts(now.queues) or "none"),
+        ("lag of the readers", _counts(now.lag) or "none"),
+        ("dead letters", str(now.dead_letters)),
+    ]
+
+
+def sparkline(values: list[float], width: int = _BAR) -> str:
+    """The last values as bars between 0 and 1."""
+    top = len(_SPARKS) - 1
+    return "".join(_SPARKS[min(top, max(0, round(value * top)))] for value in values[-width:])
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.items() if n)

@@ -1,0 +1,1 @@
+"""The `eachprompt` command."""

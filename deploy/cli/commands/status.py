@@ -1,0 +1,97 @@
+"""`eachprompt status`: what every service of a run does and waits for, the lag of the readers, the newest step."""
+
+import argparse
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.cli.main import add_config_arguments, add_json_argument
+from deploy.config.layout import process_name
+from deploy.config.run import RunConfig, load
+from deploy.config.shared import SERVICES
+
+_ANSWER_S: Final = 3.0
+_FIGURES: Final = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run."""
+    add_config_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the state of the services that should be there, and of the log."""
+    from analysis.history.run_log import READERS
+    from deploy.cli.printing import print_json, print_table
+    from deploy.local.stalls import stalls, state_of
+    from streams.processes.child import running_pid
+
+    config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
+    services = {name: ask(config.layout.health / f"{name}.json") for name in _expected(config)}
+    states = {name: state_of(answer, running_pid(config.layout.pid_file(name))) for name, answer in services.items()}
+    log = _log(config)
+    ages_s: dict[str, float] = log.pop("ages_s")
+    status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
+    status["stalls"] = stalls(states, log["lag"], READERS, ages_s)
+    if arguments.json:
+        print_json(status)
+        return 0
+    rows = []
+    for name, answer in services.items():
+        rows.append((name, states[name], (answer or {}).get("pid", ""), _figures((answer or {}).get("gauges", {}))))
+    print(f"run {config.run.id} in {config.directory}: {status['steps']} steps, broker at {status['broker']}")
+    print_table(("service", "state", "pid", "figures"), rows)
+    for topic, lag in status["lag"].items():
+        print(f"lag of {topic}: {lag}")
+    for stall in status["stalls"]:
+        print(stall)
+    for name, answer in services.items():
+        for wait in (answer or {}).get("waits", []):
+            print(f"{name}: {wait}")
+    return 0
+
+
+def ask(health_file: Path) -> dict[str, Any] | None:
+    """What a service says of itself; None where it does not run or does not answer."""
+    try:
+        port = int(json.loads(health_file.read_text())["port"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
+            status: dict[str, Any] = json.load(answer)
+            return status
+    except (OSError, ValueError, KeyError, urllib.error.URLError):
+        return None
+
+
+def _figures(gauges: dict[str, float]) -> str:
+    """The first few; --json has all."""
+    shown = ", ".join(f"{name} {value:g}" for name, value in list(gauges.items())[:_FIGURES])
+    return f"{shown}, … ({len(gauges)} in all)" if len(gauges) > _FIGURES else shown
+
+
+def _expected(config: RunConfig) -> list[str]:
+    counts = {service: config.replicas_of(service) for service in SERVICES}
+    expected = [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
+    joined = {path.stem for path in config.layout.health.glob("rewards-*.json")}
+    return expected + sorted(joined - set(expected))
+
+
+def _log(config: RunConfig) -> dict[str, Any]:
+    """Lag and number of steps, from the broker of the run, started if it is not up."""
+    from analysis.history.run_log import backlog
+    from deploy.local.open_log import run_log
+    from deploy.local.stalls import OUTPUT
+    from schemas import StepCompleted
+    from streams.log.admin import Admin
+
+    with run_log(config) as log:
+        with Admin(log.bootstrap) as admin:
+            lag = backlog(admin, config.run.id)
+            newest_s = admin.newest_s([log.full(topic) for topic in OUTPUT.values()])
+        now_s = time.time()
+        ages_s = {t: max(0.0, now_s - newest_s[log.full(t)]) for t in OUTPUT.values() if log.full(t) in newest_s}
+        steps = {event.step for event, _ in log.events("steps") if isinstance(event, StepCompleted)}
+        return {"broker": log.bootstrap, "lag": lag, "steps": len(steps), "ages_s": ages_s}

@@ -1,0 +1,122 @@
+"""The `eachprompt` command: one module a subcommand, imported only when it is the one that was asked for.
+
+Exit codes: 0 fine, 1 failed, 2 usage or configuration error, told in one line on standard error.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn, Protocol, cast
+
+from deploy.errors import FAILED, USAGE, DeployError
+
+SUBCOMMANDS: Final = {
+    "demo": "train the tiny model that ships with the project, watch it learn, and check every rollout",
+    "up": "run all services of a configuration until stopped",
+    "run": "run one service",
+    "topics": "the run's topics, and how far their readers are",
+    "status": "what every service does and waits for",
+    "doctor": "check this machine; each finding with its mend",
+    "audit": "prove from the raw topics how every rollout ended",
+    "dlq": "records that could not be processed: list, show, put back, purge",
+    "show": "print one record of a topic",
+    "trace": "where the time goes between prompt and weights",
+    "weights": "published weights: list, show, export as a directory that transformers and vLLM load",
+}
+
+
+class Subcommand(Protocol):
+    """What a module below `deploy.cli.commands` offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declares its arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Does it; the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the error and where help is; ends with exit code 2."""
+        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv`; the exit code."""
+    try:
+        chosen, arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        return chosen.run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", FAILED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # the command's boundary: what is expected becomes one line, what is not a traceback
+        code = _exit_code(error)
+        if code is None:
+            raise
+        return _fail(str(error), code)
+
+
+def _parse(given: list[str]) -> tuple[Subcommand, argparse.Namespace]:
+    parser = Parser(prog="eachprompt", description="Reinforcement learning of language models on an event log.")
+    subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    chosen: Subcommand | None = None
+    for name, summary in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if name == next((word for word in given if not word.startswith("-")), None):
+            chosen = cast(Subcommand, importlib.import_module(f"deploy.cli.commands.{name}"))
+            chosen.add_arguments(subparser)
+    arguments = parser.parse_args(given)
+    assert chosen is not None
+    return chosen, arguments
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """-c, --dir and --set, as every subcommand that works on a run takes them."""
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE.toml", help="configuration of the run")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="run directory (default: runs/<run id>)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override one value of the configuration",
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json, as every subcommand that reports takes it."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, logs elsewhere")
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user is meant to see; None for a defect of this program."""
+    if isinstance(error, DeployError):
+        return error.exit_code
+    from analysis.errors import AnalysisError
+    from streams.broker import BrokerError
+    from streams.errors import ConfigurationError, StreamsError
+    from streams.log.admin import AdminError
+    from streams.processes.child import ChildError
+
+    if isinstance(error, AnalysisError):
+        return error.exit_code
+    if isinstance(error, ConfigurationError):
+        return USAGE
+    return FAILED if isinstance(error, (StreamsError, BrokerError, AdminError, ChildError, OSError)) else None
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"eachprompt: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

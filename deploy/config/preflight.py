@@ -1,0 +1,150 @@
+"""What is checked before anything starts, so that a wrong file is one line and not a dead service."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from deploy.config.deepseek import check_deepseek
+from deploy.config.error_text import shown, suggestion
+from deploy.config.run import RunConfig
+from deploy.config.shared import SERVICES
+from deploy.errors import ConfigError
+from learner.device_check import check_machine, devices, likely_device
+from learner.errors import ModelError
+from learner.settings import SUPPORTED
+from streams.blobs.store import BlobStore
+from streams.errors import ConfigurationError
+
+_LEAST_RANKS: Final = 8
+
+
+def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
+    """Checks model directory, sections of `services` and prompts; the number of prompts in a held-back round.
+
+    ConfigError: the first thing that is wrong.
+    """
+    check_model(Path(config.model.path))
+    check_engine(config)
+    check_ranks(config.run.ranks)
+    settings: dict[str, Any] = {service: config.service(service) for service in services}
+    if "learner" in settings:
+        try:
+            check_machine(settings["learner"])
+        except ModelError as error:
+            raise ConfigError(f"learner: {error}") from None
+    check_trainable(config)
+    if "dispatcher" not in settings:
+        return 0
+    remember_s, timeout_s = config.service("groups").remember_s, settings["dispatcher"].group_timeout_s
+    if remember_s <= timeout_s:
+        raise ConfigError(
+            f"groups.remember_s is {remember_s:g}; allowed: more than dispatcher.group_timeout_s, which is "
+            f"{timeout_s:g}, for a restarted aggregator ends the groups that are older"
+        )
+    from producers.dispatcher.service import load_prompts
+
+    _, held_back = load_prompts(settings["dispatcher"])
+    return len(held_back) if settings["dispatcher"].evaluate_samples else 0
+
+
+def check_ranks(ranks: int) -> None:
+    """ConfigError: more ranks than this machine, which starts them all, can hold."""
+    if likely_device() == "cuda":
+        most, why = devices(), "the CUDA devices here"
+    else:
+        most, why = max(_LEAST_RANKS, 4 * (os.cpu_count() or 1)), "four for each of this machine's cores"
+    if 0 < most < ranks:
+        raise ConfigError(f"run.ranks is {ranks}; allowed: at most {most}, {why}")
+
+
+def check_trainable(config: RunConfig) -> None:
+    """ConfigError: values that are fine one by one and with which training would stand still."""
+    if config.run.samples < 2:
+        raise ConfigError(
+            f"run.samples is {config.run.samples}; allowed: at least 2, for a group of one rollout has no variance"
+        )
+    if config.service("groups").min_samples > config.run.samples:
+        raise ConfigError(
+            f"groups.min_samples is {config.service('groups').min_samples}; allowed: at most run.samples, "
+            f"which is {config.run.samples}"
+        )
+    if config.replicas.groups > config.run.partitions:
+        raise ConfigError(
+            f"replicas.groups is {config.replicas.groups}; allowed: at most run.partitions, which is "
+            f"{config.run.partitions}, for an aggregator without a partition has nothing to read"
+        )
+    budget, longest = config.service("batches").token_budget, config.service("producer").max_model_len
+    if budget < longest:
+        raise ConfigError(
+            f"batches.token_budget is {budget}; allowed: at least producer.max_model_len, which is {longest}, "
+            "for a sequence that fits no micro-batch is never trained on"
+        )
+    most = config.service("learner").max_sequence_tokens
+    if most is not None and most < longest:
+        raise ConfigError(
+            f"learner.max_sequence_tokens is {most}; allowed: at least producer.max_model_len, which is {longest}, "
+            "for what is longer is generated and never trained on"
+        )
+    drawn = config.service("dispatcher").sampling
+    if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
+        raise ConfigError(
+            f"dispatcher.sampling is temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}; "
+            "allowed: temperature above 0, top_p 1 and top_k 0, for the learner cannot weigh tokens that were cut off"
+        )
+    if config.blobs.uri:
+        try:
+            BlobStore(config.blobs.uri)
+        except ConfigurationError as error:
+            raise ConfigError(f"blobs.uri: {error}") from None
+    every, staleness = config.service("learner").publish_every, config.run.max_staleness
+    if every > staleness + 1:
+        raise ConfigError(
+            f"learner.publish_every is {every} with run.max_staleness {staleness}; allowed: at most {staleness + 1}, "
+            "for the batches until the next publication would all be stale"
+        )
+
+
+def check_engine(config: RunConfig) -> None:
+    """ConfigError: a model that the learner trains and the producers' engine would not run as it is trained."""
+    producer, directory = config.service("producer"), Path(config.model.path)
+    read = json.loads((directory / "config.json").read_bytes())
+    check_deepseek(str(directory), read, producer.device, producer.kv_cache_dtype)
+    positions, rope = read.get("max_position_embeddings"), read.get("rope_parameters") or read.get("rope_scaling") or {}
+    if isinstance(positions, int) and "factor" not in rope and producer.max_model_len > positions:
+        raise ConfigError(
+            f"producer.max_model_len is {producer.max_model_len}; allowed: at most {positions}, "
+            "max_position_embeddings of the model"
+        )
+
+
+def check_model(directory: Path) -> None:
+    """ConfigError: no Hugging Face directory with weights and tokenizer of a supported family."""
+    if not directory.is_dir():
+        raise ConfigError(
+            f"model.path is {shown(str(directory))}, which is no directory; allowed: a Hugging Face model"
+        )
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        family = config["model_type"]
+    except OSError as error:
+        raise ConfigError(
+            f"model.path is {shown(str(directory))}, whose config.json cannot be read: {error.strerror}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"model.path is {shown(str(directory))}, whose config.json names no model_type") from None
+    if family not in SUPPORTED:
+        close = suggestion(str(family), list(SUPPORTED))
+        slip = f" (did you mean {close}?)" if close else ""
+        raise ConfigError(
+            f"model.path is {shown(str(directory))} of family {shown(family)}; allowed: {', '.join(SUPPORTED)}{slip}"
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(
+            f"model.path is {shown(str(directory))}, which holds no *.safetensors; allowed: a model with weights"
+        )
+    if not (directory / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"model.path is {shown(str(directory))}, which holds no tokenizer.json; allowed: a model with one"
+        )

@@ -1,0 +1,1 @@
+"""A run on one machine: what a cluster's orchestrator replaces."""

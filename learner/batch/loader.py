@@ -1,0 +1,235 @@
+"""The batches as a rank reads them: plans in order, and this rank's own rollouts by reference, one batch ahead."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from learner.batch.decode import to_rollout
+from learner.errors import LostBatchError, RejectedSequenceError
+from learner.model.packed_row import Rollout, assign
+from learner.model.policy import ModelShape
+from schemas import BatchPlanned, PlannedSequence, Ref, Rejected, UndecodableError, decode
+from streams.errors import DeadlineError, MissingRecordError
+from streams.log.clients import Writer
+from streams.log.dead_letters import dead_letter, place
+from streams.log.fetch import RecordFetcher
+from streams.log.reader import Reader
+from streams.log.stall import Watchdog
+from streams.record import Record
+from streams.runtime.service_context import Scope
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+TOPIC = "batches"
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A plan with this rank's micro-batches; `rejected` are those of its own sequences that cannot be trained on."""
+
+    plan: BatchPlanned
+    record: Record
+    micro_batches: tuple[tuple[Rollout, ...], ...]
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which rollouts a rank fetches, how long that may take (seconds), what they must fit; `rejected` gives, by rollout
+    id, why an earlier life has left some of them out of the batches that come again."""
+
+    rank: int
+    world: int
+    shape: ModelShape
+    timeout_s: float
+    rejected: Mapping[str, str] = field(default_factory=dict)
+
+
+class Feed:
+    """Reads `batches` from `offset`, where batch number `next_batch` or what precedes it is.
+
+    `fill` runs beside training and keeps one loaded batch ready: while one trains, the next is fetched and decoded.
+    """
+
+    def __init__(self, scope: Scope, reading: Reading, offset: int, next_batch: int) -> None:
+        self._scope = scope
+        self._reading = reading
+        self._offset = offset
+        self._next = next_batch
+        self._passed_over: int | None = None
+        self._cut = False  # Retention has deleted records behind the checkpoint's offset, and no batch came since.
+        self._given = next_batch
+        self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
+        self._waiting_since: float | None = None
+        scope.add_status(self._waits)
+
+    async def next(self) -> LoadedBatch | None:
+        """The next batch, or None as soon as the service is asked to stop."""
+        self._waiting_since = time.monotonic()
+        getting = asyncio.ensure_future(self._ready.get())
+        stopping = asyncio.ensure_future(self._scope.stopping.wait())
+        try:
+            await asyncio.wait([getting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._scope.stopping.is_set():
+                return None
+            batch = getting.result()
+            self._given = batch.plan.batch + 1
+            return batch
+        finally:
+            self._waiting_since = None
+            getting.cancel()
+            stopping.cancel()
+
+    def _waits(self) -> list[str]:
+        """For `status`: without a deadline, since a run may have nothing to train on for as long as it likes."""
+        if self._waiting_since is None:
+            return []
+        return [f"waits for batch {self._given} since {time.monotonic() - self._waiting_since:.0f} s"]
+
+    async def fill(self) -> None:
+        """For ever. LostBatchError: a batch is lost, or the log is another one."""
+        log = self._scope.log
+        async with (
+            Reader(log, {(TOPIC, 0): self._offset}) as reader,
+            RecordFetcher(log, "rollouts") as fetcher,
+            Writer(log) as writer,
+        ):
+            end, start = (await reader.ends())[TOPIC, 0], (await reader.starts())[TOPIC, 0]
+            if end < self._offset:
+                raise LostBatchError(
+                    f"the checkpoint stands at offset {self._offset} of {TOPIC} and the log ends at {end}: "
+                    "it is not the log that was trained on"
+                )
+            self._cut = start > self._offset
+            async for plan, record in self._plans(reader, writer):
+                await self._ready.put(await self._load(plan, record, fetcher, writer))
+
+    async def _plans(self, reader: Reader, writer: Writer) -> AsyncIterator[tuple[BatchPlanned, Record]]:
+        """Each batch number once, in order; a number that was had is the second writing of a restarted batcher."""
+        watchdog = Watchdog()
+        while True:
+            records = await reader.poll(_POLL_S)
+            if not records:
+                await watchdog.look(reader)
+            for record in records:
+                try:
+                    event = decode(record.value)
+                except UndecodableError as error:
+                    logger.warning("skipped %s: %s", place(record.ref), error)
+                    continue
+                if not isinstance(event, BatchPlanned) or event.batch < self._next:
+                    continue
+                if event.batch > self._next:
+                    await self._pass_over(event.batch, record, writer)
+                    continue
+                self._next += 1
+                self._passed_over, self._cut = None, False
+                yield event, record
+
+    async def _pass_over(self, number: int, record: Record, writer: Writer) -> None:
+        """A number too high is not the batcher's, who leaves none out, where no record is missing from the log: then
+        its batch comes yet. LostBatchError: records are missing, or the batcher goes on without the one that is due.
+        """
+        if self._cut or number - 1 == self._passed_over:
+            why = (
+                "retention has deleted what the checkpoint goes on from" if self._cut else f"so does batch {number - 1}"
+            )
+            raise LostBatchError(
+                f"batch {number} at {TOPIC}/0@{record.offset} follows batch {self._next - 1} ({why}): the log has lost "
+                f"batch {self._next}, on which this run's next weights depend; go on from its last weights as a new run"
+            )
+        self._passed_over = number
+        reason = f"batch {number} is not the batcher's, which comes to {self._next} next"
+        logger.warning("passes over %s: %s", record.ref, reason)
+        if self._reading.rank == 0:
+            await writer.write(dead_letter(record, "learner", reason, time.time()))
+
+    async def _load(self, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: Writer) -> LoadedBatch:
+        started = time.monotonic()
+        own = assign(plan.ranks, self._reading.world)[self._reading.rank]
+        wanted = [plan.sequences[index] for micro in own for index in micro]
+        rejected = {
+            sequence.rollout_id: self._reading.rejected[sequence.rollout_id]
+            for sequence in wanted
+            if sequence.rollout_id in self._reading.rejected
+        }
+        async with self._scope.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
+            needed = [sequence for sequence in wanted if sequence.rollout_id not in rejected]
+            found, missing = await self._fetch(fetcher, needed)
+        rejected |= missing
+        rollouts = await asyncio.to_thread(self._decode, plan, wanted, found, rejected)
+        for sequence in wanted:
+            if sequence.rollout_id in rejected and sequence.rollout in found:
+                reason = rejected[sequence.rollout_id]
+                await writer.write(dead_letter(found[sequence.rollout], "learner", reason, time.time()))
+        self._scope.gauge("batch_load_s", time.monotonic() - started)
+        return LoadedBatch(
+            plan,
+            record,
+            tuple(tuple(rollouts[index] for index in micro if index in rollouts) for micro in own),
+            tuple(
+                Rejected(rollout_id=sequence.rollout_id, rollout=sequence.rollout, reason=rejected[sequence.rollout_id])
+                for sequence in wanted
+                if sequence.rollout_id in rejected
+            ),
+        )
+
+    async def _fetch(
+        self, fetcher: RecordFetcher, wanted: Sequence[PlannedSequence]
+    ) -> tuple[dict[Ref, Record], dict[str, str]]:
+        """Records by reference, and by rollout id why the others are not there. DeadlineError: the broker is slow."""
+        present = {Ref(*sequence.rollout): sequence.rollout_id for sequence in wanted}
+        missing: dict[str, str] = {}
+        while present:
+            try:
+                records = await fetcher.fetch(list(present), self._reading.timeout_s)
+                return {record.ref: record for record in records}, missing
+            except MissingRecordError as error:
+                missing[present.pop(error.ref)] = str(error)
+            except DeadlineError:
+                # A reference past the end looks like a slow broker until the ends are known.
+                beyond = await self._beyond_end(present)
+                if not beyond:
+                    raise
+                for ref in beyond:
+                    missing[present.pop(ref)] = str(MissingRecordError(ref))
+        return {}, missing
+
+    async def _beyond_end(self, refs: Iterable[Ref]) -> list[Ref]:
+        log = self._scope.log
+        async with Reader(log, {("rollouts", p): None for p in log.partitions("rollouts")}) as reader:
+            ends = await reader.ends()
+        return [ref for ref in refs if ref.offset >= ends[ref.topic, ref.partition]]
+
+    def _decode(
+        self,
+        plan: BatchPlanned,
+        wanted: Sequence[PlannedSequence],
+        found: dict[Ref, Record],
+        rejected: dict[str, str],
+    ) -> dict[int, Rollout]:
+        """Rollouts by their index in the plan; why the others are refused goes into `rejected`."""
+        chosen = {sequence.rollout_id for sequence in wanted} - rejected.keys()
+        rollouts: dict[int, Rollout] = {}
+        for index, sequence in enumerate(plan.sequences):
+            if sequence.rollout_id in chosen:
+                record = found[sequence.rollout]
+                try:
+                    fitting = to_rollout(sequence, record, self._reading.shape, self._scope.blobs, plan.batch)
+                    _check_budget(fitting, plan)
+                    rollouts[index] = fitting
+                except RejectedSequenceError as error:
+                    rejected[sequence.rollout_id] = str(error)
+        return rollouts
+
+
+def _check_budget(rollout: Rollout, plan: BatchPlanned) -> None:
+    """RejectedSequenceError: it alone is more than a micro-batch holds, for which the memory was provided."""
+    tokens = len(rollout.tokens)
+    if tokens > plan.token_budget:
+        raise RejectedSequenceError(
+            f"{tokens} tokens are more than the {plan.token_budget} of a micro-batch (batches.token_budget)"
+        )

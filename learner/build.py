@@ -1,0 +1,97 @@
+"""One rank put together: process groups, sharded model, optimizer and checkpoints. Blocking, in the training thread."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from learner.checkpoint.manager import Checkpoints, fingerprint, refuse_foreign
+from learner.checkpoint.retention import Retention
+from learner.device_check import Device, check_machine
+from learner.model.policy import (
+    ModelShape,
+    Policy,
+    build_policy,
+    build_reference,
+    model_shape,
+    read_config,
+    stored_tensors,
+)
+from learner.ranks.group import Ranks, join
+from learner.ranks.lifeline import Meeting
+from learner.settings import LearnerSettings
+from learner.step import Trainer, build_objective
+from learner.weights import refuse_unpublishable
+from streams.context import RunContext
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of one rank. `stored`: name and shape of every tensor in the model's directory, as it is to be published."""
+
+    ranks: Ranks
+    stored: dict[str, tuple[int, ...]]
+    policy: Policy
+    shape: ModelShape
+    trainer: Trainer
+    checkpoints: Checkpoints
+
+
+def check(settings: LearnerSettings, context: RunContext) -> None:
+    """Refuse a model, setting or run directory that cannot work. ModelError, ForeignCheckpointError."""
+    read_config(Path(settings.model))
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_machine(settings, device)
+    build_objective(settings)
+    stored = stored_tensors(Path(settings.model))
+    refuse_unpublishable(Path(settings.model), stored)
+    refuse_foreign(_directory(context), _origin(context, stored))
+
+
+def assemble(settings: LearnerSettings, context: RunContext, meeting: Meeting, joined: Callable[[], None]) -> Parts:
+    """Form the groups (`joined` is called when they stand), load and shard the model. ModelError, LearnerError."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    _make_deterministic(settings, context.seed)
+    ranks = join(meeting, settings.collective_timeout_s, settings.copies)
+    joined()
+    directory = Path(settings.model)
+    stored = stored_tensors(directory)
+    policy = build_policy(directory, settings, ranks.mesh)
+    shape = model_shape(policy.model, settings.max_sequence_tokens)
+    reference = build_reference(directory, settings, ranks.mesh) if settings.kl_coefficient else None
+    return Parts(
+        ranks=ranks,
+        stored=stored,
+        policy=policy,
+        shape=shape,
+        trainer=Trainer(policy, shape, settings, ranks, reference),
+        checkpoints=Checkpoints(
+            _directory(context),
+            _origin(context, stored),
+            Retention(settings.keep_checkpoints, settings.keep_checkpoints_every),
+            ranks,
+        ),
+    )
+
+
+def _directory(context: RunContext) -> Path:
+    return context.directory / "checkpoints"
+
+
+def _origin(context: RunContext, stored: Mapping[str, tuple[int, ...]]) -> str:
+    """What checkpoints say of the run and model that they are of."""
+    return f"{context.run}/{fingerprint(stored)}"
+
+
+def _make_deterministic(settings: LearnerSettings, seed: int) -> None:
+    torch.set_num_threads(settings.threads)
+    if settings.attention == "flex_attention":
+        torch.use_deterministic_algorithms(True)
+    else:
+        # The same without the compiler, whose import takes a second or two of every start.
+        torch.set_deterministic_debug_mode("error")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(seed)

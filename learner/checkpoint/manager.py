@@ -1,0 +1,271 @@
+"""Atomic checkpoints: model, optimizer, RNG, step and the place on the log, whole or not at all.
+
+    checkpoints/step-12.tmp/ rank-0.safetensors rank-1.safetensors     every rank writes and fsyncs its own chunks
+    checkpoints/step-12/     … manifest.json                          rank 0: digests, fsync, then the rename
+
+    staged = checkpoints.stage(trainer.state())     # in the training thread: the step is blocked for this copy alone
+    checkpoints.save(position, staged)              # in a thread of its own, on a process group of its own
+
+This is torch.distributed.checkpoint with a storage of ours (`learner.checkpoint.storage`). `async_save` would do the
+same two halves; its threads, though, keep a failing process alive until a collective with a dead rank has timed out.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from learner.checkpoint.manifest import (
+    FORMAT,
+    Manifest,
+    Position,
+    ShardFile,
+    TensorForm,
+    check_file,
+    read_manifest,
+    sync,
+    write_manifest,
+)
+from learner.checkpoint.retention import Retention
+from learner.checkpoint.storage import Planner, Reader, Writer
+from learner.errors import CheckpointError, ForeignCheckpointError
+from learner.ranks.group import Ranks
+from streams.faults import reach
+
+logger = logging.getLogger(__name__)
+
+_NAME: Final = re.compile(r"step-(\d+)")
+_RNG: Final = "rng"
+
+State = Mapping[str, Tensor]
+"""Tensors by name; a DTensor stands for this rank's part of the whole."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in `directory`. Every method but `stage` is called by all ranks, in the same order.
+
+    A rank that fails makes all fail, with CheckpointError: nobody goes on believing in a checkpoint that is not there.
+    """
+
+    def __init__(self, directory: Path, model: str, retention: Retention, ranks: Ranks) -> None:
+        self._directory = directory
+        self._model = model
+        self._retention = retention
+        self._ranks = ranks
+        self._damaged: set[int] = set()
+        cuda = ranks.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
+
+    def stage(self, state: State) -> State:
+        """A copy on the CPU, with the state of the random generator. The memory is used again by the next call, which
+        must not come before `save` of this one has returned."""
+        staged: Any = self._stager.stage(dict(state))
+        return {**staged, f"{_RNG}.{self._ranks.rank}": torch.get_rng_state()}
+
+    def save(self, position: Position, staged: State) -> None:
+        """Write `staged` as `step-N`, then delete what the retention does not keep. Blocking."""
+        final = self._directory / f"step-{position.step}"
+        writer = Writer(
+            final.with_suffix(".tmp"),
+            self._ranks.rank,
+            self._all_ranks,
+            self._clear,
+            partial(self._complete, final, position),
+        )
+        planner = Planner(self._ranks.rank, self._exchange)
+        # Without its own collectives, which are pickles: planner and writer exchange what is to be exchanged.
+        save(
+            dict(staged),
+            storage_writer=writer,
+            planner=planner,
+            process_group=self._ranks.background,
+            use_collectives=False,
+        )
+
+    def newest(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint that is whole, or None; each rank checks the digests of its share of the files.
+
+        CheckpointError: there are checkpoints and none of them is whole. ForeignCheckpointError: of another model.
+        """
+        faults = []
+        for name in self._all_ranks(self._candidates)[0].decode().split():
+            path = self._directory / name
+            said = self._exchange(self._judge(path))
+            verdicts = [msgspec.json.decode(part, type=_Verdict) for part in said]
+            fault = next((verdict.fault for verdict in verdicts if verdict.fault), None)
+            if fault is None:
+                # The manifest that rank 0 verified, and not whatever the file holds by now.
+                manifest = verdicts[0].manifest
+                assert manifest is not None
+                _require_own(path, manifest, self._model)
+                return path, manifest
+            logger.warning("passes over a damaged checkpoint and looks for the one before it: %s", fault)
+            faults.append(fault)
+            self._damaged.add(_step(path))
+        if faults:
+            raise CheckpointError(f"no checkpoint is whole: {'; '.join(faults)}")
+        return None
+
+    def load(self, path: Path, manifest: Manifest, state: State) -> None:
+        """Fill `state` in place, and this rank's random generator (as rank 0's where it had no predecessor).
+
+        CheckpointError: names or shapes differ, or a file cannot be read.
+        """
+        rng = f"{_RNG}.{self._ranks.rank}"
+        if rng not in manifest.tensors:
+            rng = f"{_RNG}.0"
+        generator = torch.empty(manifest.tensors[rng].shape, dtype=torch.uint8)
+        self._all_ranks(lambda: _fill(path, manifest, {**state, rng: generator}))
+        torch.set_rng_state(generator)
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        return self._ranks.exchange(data, self._ranks.background)
+
+    def _all_ranks(self, work: Callable[[], bytes]) -> list[bytes]:
+        """Run `work` on every rank and exchange what it returns; the first failure, by rank, is everyone's."""
+        try:
+            outcome = b"+" + work()
+        except (OSError, SafetensorError, CheckpointError) as error:
+            outcome = b"-" + _sentence(error, self._directory).encode()
+        outcomes = self._exchange(outcome)
+        for rank, said in enumerate(outcomes):
+            if said.startswith(b"-"):
+                raise CheckpointError(f"rank {rank}: {said[1:].decode()}")
+        return [said[1:] for said in outcomes]
+
+    def _clear(self, unfinished: Path) -> bytes:
+        if self._ranks.rank == 0:
+            for other in self._directory.glob("step-*.tmp"):
+                shutil.rmtree(other)
+            unfinished.mkdir(parents=True)
+        return b""
+
+    def _complete(
+        self, final: Path, position: Position, written: Path, metadata: Metadata, files: tuple[ShardFile, ...]
+    ) -> bytes:
+        if self._ranks.rank == 0:
+            reach("checkpoint.shards")
+            manifest = Manifest(FORMAT, self._model, position, _forms(metadata), files)
+            write_manifest(written, manifest)
+            sync(written)
+            if final.exists():
+                shutil.rmtree(final)
+            reach("checkpoint.manifest")
+            written.rename(final)
+            reach("checkpoint.renamed")
+            sync(self._directory)
+            steps = {_step(path): path for path in _complete_ones(self._directory)}
+            self._damaged.discard(position.step)
+            for step in self._retention.dropped(list(steps), self._damaged):
+                shutil.rmtree(steps[step])
+        return b""
+
+    def _candidates(self) -> bytes:
+        """Newest first, as rank 0 sees them."""
+        found = _complete_ones(self._directory) if self._ranks.rank == 0 else []
+        return " ".join(path.name for path in found).encode()
+
+    def _judge(self, path: Path) -> bytes:
+        """What this rank says of the checkpoint, after it has checked its share."""
+        manifest = None
+        try:
+            manifest = read_manifest(path)
+            for file in manifest.files[self._ranks.rank :: self._ranks.world]:
+                check_file(path, file)
+        except (CheckpointError, OSError) as error:
+            return msgspec.json.encode(_Verdict(manifest, str(error)))
+        return msgspec.json.encode(_Verdict(manifest, None))
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    manifest: Manifest | None
+    fault: str | None
+
+
+def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
+    """The model's identity in checkpoints: the names and shapes of its tensors, wherever its directory lies."""
+    return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()
+
+
+def refuse_foreign(directory: Path, model: str) -> None:
+    """ForeignCheckpointError: the newest checkpoint with a readable manifest is of another run or model.
+
+    For each rank alone, before they meet: found by all of them together, the first to end of it would be to the others
+    a rank that is gone, and their word against the user's mistake.
+    """
+    for path in _complete_ones(directory):
+        try:
+            manifest = read_manifest(path)
+        except (CheckpointError, OSError):
+            # Whether there is a whole one is for all ranks together to judge.
+            continue
+        _require_own(path, manifest, model)
+        return
+
+
+def _require_own(path: Path, manifest: Manifest, model: str) -> None:
+    if manifest.model != model:
+        raise ForeignCheckpointError(
+            f"checkpoint {path} is of run and model {manifest.model} and not of {model}: point learner.model "
+            "to the model it was trained from, or use a run directory of its own"
+        )
+
+
+def _fill(path: Path, manifest: Manifest, state: dict[str, Tensor]) -> bytes:
+    ours = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    theirs = {
+        name: form.shape for name, form in manifest.tensors.items() if name in ours or not name.startswith(f"{_RNG}.")
+    }
+    if ours != theirs:
+        differing = sorted(name for name, _ in set(ours.items()) ^ set(theirs.items()))
+        raise CheckpointError(f"checkpoint {path} and the model differ in {len(differing)} tensors, as {differing[0]}")
+    for name, tensor in state.items():
+        if manifest.elements(name) != tensor.numel():
+            raise CheckpointError(f"checkpoint {path} holds {manifest.elements(name)} of {tensor.numel()} of {name}")
+    reader = Reader(path, manifest)
+    planner: Any = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    # What dcp.load does, but for its collectives, which are pickles.
+    planner.set_up_planner(state, reader.read_metadata(), is_coordinator=True)
+    reader.read_data(planner.create_local_plan(), planner).wait()
+    return b""
+
+
+def _forms(metadata: Metadata) -> dict[str, TensorForm]:
+    forms = {}
+    for name, stored in metadata.state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata)
+        forms[name] = TensorForm(tuple(stored.size), str(stored.properties.dtype))
+    return forms
+
+
+def _complete_ones(directory: Path) -> list[Path]:
+    """Complete checkpoints, newest first; those still being written have another name."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _sentence(error: Exception, directory: Path) -> str:
+    if isinstance(error, CheckpointError):
+        return str(error)
+    free = shutil.disk_usage(directory).free if directory.exists() else 0
+    return f"checkpoint in {directory} was not written ({free // 2**20} MiB free there): {error}"

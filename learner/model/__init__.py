@@ -1,0 +1,1 @@
+"""The policy: sharded model, packed rows, attention, log-probs, FP8."""

@@ -1,0 +1,44 @@
+"""FP8 training on CUDA: linear and expert layers compute in Transformer Engine, the checkpoint stays Hugging Face's.
+
+    require_transformer_engine("cuda")
+    names = compute_in_fp8(model, TransformerEngine("block"))     # before fully_shard
+
+What lies below the decoder layers is swapped: attention, dense and shared MLPs (`linears`), and the experts, which are
+most of an MoE's operations (`experts`). Embedding, head, norms and routers stay in bf16, as in every published recipe.
+
+The model keeps the very `Parameter` objects under the same names, so optimizer, checkpoints, published weights and FSDP
+see it as it was. CUDA alone can run it; structure, names, the order of rows, gradients and the round trip are tested on
+the CPU, and no kernel of Transformer Engine has run here.
+"""
+
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from learner.device_check import require_transformer_engine
+from learner.model.fp8.engine import TILE, Engine, Fp8Recipe, TransformerEngine
+from learner.model.fp8.experts import swap_experts
+from learner.model.fp8.linears import swap_linears
+
+__all__ = ["TILE", "Engine", "Fp8Recipe", "TransformerEngine", "compute_in_fp8", "require_transformer_engine"]
+
+
+def compute_in_fp8(model: nn.Module, engine: Engine) -> tuple[str, ...]:
+    """Swap what computes below the decoder layers, in place; the swapped modules' names.
+
+    ModelError: no linear layer fits, or the experts do not.
+    """
+    swapped = swap_linears(model, engine) + swap_experts(model, engine)
+    decoder: Any = model
+    decoder.model.forward = partial(_within, engine, decoder.model.forward)
+    return swapped
+
+
+def _within(engine: Engine, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """One context around the pass besides those of its layers: delayed scaling takes the end of the outermost for the
+    end of a step of its history."""
+    context: AbstractContextManager[None] = engine.autocast()
+    with context:
+        return forward(*args, **kwargs)

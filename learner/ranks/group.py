@@ -1,0 +1,137 @@
+"""The group of ranks: what they tell one another, how a silent one is noticed.
+
+Tensors of the model travel through FSDP's own collectives (gloo on CPU, NCCL on CUDA). Everything else the ranks say to
+one another is a few bytes: `Ranks.exchange` gathers them through a gloo group, in rank order and without pickle.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from learner.errors import RankError
+from learner.ranks.lifeline import Meeting
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks. `control`, `watch` and `background` are gloo groups, so that the training thread,
+    the heartbeat and a checkpoint being written never wait for one another's collectives.
+
+    `mesh` is `[shards]`, or `[copies, shards]` where the model is held several times (HSDP): parameters are gathered
+    among the neighbours that share a copy, and only gradients go between copies.
+    """
+
+    rank: int
+    world: int
+    mesh: DeviceMesh
+    control: dist.ProcessGroup
+    watch: dist.ProcessGroup
+    background: dist.ProcessGroup
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        if self.mesh.device_type == "cpu":
+            return torch.device("cpu")
+        return torch.device(self.mesh.device_type, torch.cuda.current_device())
+
+    @property
+    def copies(self) -> int:
+        """How many times the whole model is held."""
+        return self.mesh.size(0) if self.mesh.ndim == 2 else 1
+
+    def exchange(self, data: bytes, group: dist.ProcessGroup | None = None) -> list[bytes]:
+        """Every rank's bytes, in rank order; all ranks must call it. RankError: another rank is gone."""
+        return exchange(data, self.world, self.control if group is None else group)
+
+    def beat(self, flag: bool) -> bool:
+        """One sign of life of every rank: whether any raised its flag.
+
+        Rank 0 hears each of the others and answers, so that it knows which one is silent; RankError names it.
+        """
+        raised = torch.tensor([int(flag)])
+        peers = range(1, self.world) if self.rank == 0 else (0,)
+        peer = 0
+        try:
+            if self.rank != 0:
+                dist.send(raised, 0, self.watch)
+            for peer in peers:
+                said = torch.zeros_like(raised)
+                dist.recv(said, peer, self.watch)
+                raised = torch.maximum(raised, said)
+            if self.rank == 0:
+                for peer in peers:
+                    dist.send(raised, peer, self.watch)
+        except RuntimeError as error:
+            raise RankError(
+                f"learner rank {peer} is gone or stopped answering (seen by rank {self.rank}): {_first_line(error)}"
+            ) from error
+        return bool(raised.item())
+
+
+def exchange(data: bytes, world: int, group: dist.ProcessGroup) -> list[bytes]:
+    """See `Ranks.exchange`."""
+    try:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
+        longest = max(1, max(int(size) for size in sizes))
+        padded = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
+        parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(world)]
+        dist.all_gather(parts, padded, group=group)
+    except RuntimeError as error:
+        raise RankError(f"a learner rank is gone: {error}") from error
+    return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def join(meeting: Meeting, timeout_s: float, copies: int = 1) -> Ranks:
+    """Form the process groups of ranks that have met. Blocking; RankError: another rank ended meanwhile.
+
+    `timeout_s` bounds every collective from then on. `copies` divides the number of ranks; neighbours share a copy.
+    """
+    cuda = torch.cuda.is_available()
+    rank, world = meeting.rank, meeting.world
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        store = _store(meeting, timeout)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=world
+        )
+        sizes, dimensions = ((world,), ("shard",)) if copies == 1 else ((copies, world // copies), ("copy", "shard"))
+        mesh = init_device_mesh("cuda" if cuda else "cpu", sizes, mesh_dim_names=dimensions)
+        control, watch, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
+    except (RuntimeError, OSError) as error:
+        raise RankError(
+            f"learner rank {rank} formed no group with the other {world - 1}: {_first_line(error)}"
+        ) from error
+    return Ranks(rank, world, mesh, control, watch, background)
+
+
+def leave() -> None:
+    """Close the connections, so that the others see at once that this rank is gone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _store(meeting: Meeting, timeout: timedelta) -> TCPStore:
+    """Rank 0 serves it on the socket that it told the others of."""
+    descriptor = None if meeting.listening is None else meeting.listening.detach()
+    return TCPStore(
+        meeting.host,
+        meeting.port,
+        meeting.world,
+        descriptor is not None,
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=descriptor,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]

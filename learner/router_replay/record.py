@@ -1,0 +1,63 @@
+"""Recording of a model's own routing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from learner.router_replay.families import MoeRouter, moe_routers
+from learner.router_replay.recompute import is_recomputing
+
+
+class Record:
+    """What `recorded` yields; holds the routes of the last forward pass inside the context."""
+
+    def __init__(self, routers: list[MoeRouter]) -> None:
+        self._chosen: list[Tensor | None] = [None] * len(routers)
+
+    @property
+    def routes(self) -> Tensor:
+        """Native routes, int64 `[tokens, moe_layers, top_k]`, on the model's device.
+
+        Raises:
+            ValueError: no forward pass ran through all MoE layers inside the context.
+        """
+        chosen = [layer for layer in self._chosen if layer is not None]
+        if len(chosen) < len(self._chosen):
+            raise ValueError(
+                f"routes of {len(self._chosen) - len(chosen)} of {len(self._chosen)} MoE layers were not recorded: "
+                f"no forward pass of the whole model ran inside recorded()."
+            )
+        return torch.stack(chosen, dim=1)
+
+    def _keep(self, layer: int, experts: Tensor) -> None:
+        if not is_recomputing():
+            self._chosen[layer] = experts.detach()
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[Record]:
+    """Records the routes that the live routers choose; inside `replayed` too, where they are not the ones used.
+
+    Raises:
+        ValueError: the model has no MoE layer, or one without an adapter.
+    """
+    routers = moe_routers(model)
+    record = Record(routers)
+
+    def keep(layer: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        record._keep(layer, output[2])
+
+    # Before a replay's hook, whichever context was entered first: that one puts the replayed experts in the output.
+    handles = [
+        router.module.register_forward_hook(
+            lambda _m, _a, output, layer=router.layer: keep(layer, output), prepend=True
+        )
+        for router in routers
+    ]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()

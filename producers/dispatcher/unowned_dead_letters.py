@@ -1,0 +1,41 @@
+"""Dead letters for the topics that no stage consumes with a commit: batches, steps, weights, applied, dead-letters.
+
+The dispatcher reads all of them from the beginning, and the dead letters too, so it alone can tell a record that has
+its letter from one that has none; it is one instance, and transactional. So each such record has exactly one letter,
+however often the learner, the producers and the dispatcher itself read over it.
+"""
+
+from typing import Final
+
+from schemas import DeadLetter, Event, Ref
+from streams.log.dead_letters import dead_letter
+from streams.record import Output, Record
+
+KEPT: Final = frozenset({"batches", "steps", "weights", "applied", "dead-letters"})
+"""Topics whose unreadable records are the dispatcher's; the others have a stage that commits them."""
+
+
+class Unreadable:
+    """Records of `KEPT` that are no event of their topic, until they have a letter. Pure."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Ref, tuple[Record, str]] = {}
+        self._told: set[Ref] = set()
+
+    def on_event(self, event: Event) -> None:
+        """A record of any topic: a letter on the log needs no second one."""
+        if isinstance(event, DeadLetter) and event.source.topic in KEPT:
+            self._told.add(event.source)
+            self._waiting.pop(event.source, None)
+
+    def refuse(self, record: Record, error: str) -> None:
+        """A record that is no event of its topic, and why."""
+        if record.topic in KEPT and record.ref not in self._told:
+            self._waiting[record.ref] = (record, error)
+
+    def letters(self, now_s: float) -> list[Output]:
+        """The letters to be written; they count as written. Only after the log was read to its end."""
+        found = [dead_letter(record, "dispatcher", error, now_s) for record, error in self._waiting.values()]
+        self._told.update(self._waiting)
+        self._waiting.clear()
+        return found

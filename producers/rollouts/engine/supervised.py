@@ -1,0 +1,155 @@
+"""An engine that is started again when it dies, in the same process, with the newest weights.
+
+up ──a process of it ends, a call is not answered──▶ down ──stop, back-off, start, weights, trial──▶ up
+                                                      └── `max_barren` lives in a row without a rollout ──▶ EngineDied
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producers.rollouts.engine.engine import RolloutEngine, WeightUpdate
+from producers.rollouts.engine.errors import EngineDied, EngineError
+from producers.rollouts.engine.generation import Generation
+from producers.rollouts.engine.settings import EngineSettings
+from producers.rollouts.engine.weight_files import WeightFile
+from schemas import Sampling
+
+logger = logging.getLogger(__name__)
+
+_ASK_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """Wait `first_s` before a start, doubled by each barren life in a row up to `max_s`; `max_barren` are the end.
+
+    A life is barren if it ended before it completed a rollout: no clock has to say what is quick.
+    """
+
+    first_s: float = 0.5
+    max_s: float = 30.0
+    max_barren: int = 6
+
+
+class RestartingEngine:
+    """One engine after another. `life` counts them; `prepare` brings a new one's weights up to date."""
+
+    def __init__(self, settings: EngineSettings, policy: RestartPolicy | None = None) -> None:
+        self.life = 0
+        self.prepare: Callable[[], Awaitable[None]] | None = None
+        self._settings = settings
+        self._policy = policy or RestartPolicy()
+        self._engine = RolloutEngine(settings)
+        self._up = asyncio.Event()
+        self._down_since = 0.0
+        self._restarting = False
+        self._completed = 0
+        self._barren = 0
+
+    @property
+    def version(self) -> int:
+        """The weights that compute the next token."""
+        return self._engine.version
+
+    async def start(self) -> None:
+        """The first start. EngineStartError: it did not come up, and is not tried again here."""
+        await self._engine.start()
+        self._up.set()
+
+    async def available(self) -> int:
+        """Wait until there is an engine; the number of its life. Without a deadline: `run` ends in its stead."""
+        while not self._up.is_set():
+            await self._up.wait()
+        return self.life
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str, *, seed: int | None = None
+    ) -> Generation:
+        """See `RolloutEngine.generate`. EngineDied: this request is lost, and the next engine is on its way."""
+        engine = self._engine
+        try:
+            generation = await engine.generate(prompt_ids, sampling, request_id, seed=seed)
+        except EngineDied as error:
+            if engine is self._engine:
+                self._up.clear()
+            engine.vitals.fail(str(error))
+            raise
+        self._completed += 1
+        return generation
+
+    async def score(self, token_ids: Sequence[int], request_id: str, *, priority: int = 0) -> NDArray[np.float32]:
+        """See `RolloutEngine.score`. EngineDied: the next engine is on its way."""
+        return await self._engine.score(token_ids, request_id, priority=priority)
+
+    async def update_weights(self, version: int, files: Sequence[WeightFile]) -> WeightUpdate:
+        """See `RolloutEngine.update_weights`. EngineDied: `prepare` will be asked to do it again."""
+        return await self._engine.update_weights(version, files)
+
+    async def run(self) -> None:
+        """Watch the engine and start it again, until cancelled. EngineDied: it keeps dying."""
+        while True:
+            await self._until_dead()
+            self._up.clear()
+            self._restarting, self._down_since = True, time.monotonic()
+            while not await self._started_again():
+                pass
+            logger.info("engine up again after %.1f s, weights %d", time.monotonic() - self._down_since, self.version)
+            self._restarting = False
+            self._up.set()
+
+    async def stop(self) -> None:
+        """End every process of the engine. EngineError: one outlived SIGKILL."""
+        await self._engine.stop()
+
+    def waits(self) -> list[str]:
+        """For `status`."""
+        if not self._restarting:
+            return []
+        down_s = time.monotonic() - self._down_since
+        return [f"waits for the engine, which {self._engine.vitals.failure}, to be up again since {down_s:.0f} s"]
+
+    async def _until_dead(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_ASK_EVERY_S):
+                    await self._engine.vitals.died.wait()
+                return
+            except TimeoutError:
+                pass
+            try:
+                await self._engine.health()
+            except EngineDied:
+                return
+
+    async def _started_again(self) -> bool:
+        """One more life, whose gate is still closed; False where it ended at once."""
+        policy, failure = self._policy, self._engine.vitals.failure
+        self._barren = 1 if self._completed else self._barren + 1
+        self._completed = 0
+        if self._barren >= policy.max_barren:
+            raise EngineDied(
+                f"the engine died {self._barren} times in a row before it completed a rollout; last it {failure}"
+            )
+        delay_s = min(policy.max_s, policy.first_s * 2 ** (self._barren - 1))
+        logger.error("THE ENGINE %s; starts again in %g s (restart %d)", failure, delay_s, self.life + 1)
+        await self._engine.stop()
+        await asyncio.sleep(delay_s)
+        self.life += 1
+        self._engine = RolloutEngine(self._settings)
+        try:
+            await self._engine.start()
+            if self.prepare is not None:
+                await self.prepare()
+            # An engine that cannot generate at all must not cast suspicion on whichever prompt comes first.
+            await self._engine.generate([0], Sampling(max_tokens=1), "trial", ignore_eos=True)
+        except EngineError as error:
+            self._engine.vitals.fail(str(error))
+            return False
+        return True

@@ -1,0 +1,71 @@
+"""The producer's half of the canary: score the published set under the weights just applied, and say so on the log."""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from producers.rollouts.engine.engine import RolloutEngine
+from producers.rollouts.engine.errors import EngineDied, PromptRefused
+from producers.rollouts.engine.supervised import RestartingEngine
+from schemas import Canary, NDArray
+from schemas.events import WeightsApplied
+from streams.log.clients import Writer
+from streams.record import Output
+
+logger = logging.getLogger(__name__)
+
+FIRST: Final = -1
+"""Priority of the set's sequences: they take the next free places in the engine, ahead of every rollout that waits."""
+
+
+async def scores(engine: RolloutEngine | RestartingEngine, canary: Canary, name: str) -> NDArray:
+    """Log-probs f4 `[sequences, tokens - 1]` of the set under the present weights. Raises as `RolloutEngine.score`."""
+    rows = canary.token_ids.numpy()
+    said = await asyncio.gather(
+        *(engine.score(row.tolist(), f"{name}-{number}", priority=FIRST) for number, row in enumerate(rows))
+    )
+    return NDArray.of(np.stack(said).astype(np.float32))
+
+
+class CanaryScorer:
+    """Scores what was applied last; while it does so, newer weights are not held up and make its figures void."""
+
+    def __init__(self, engine: RestartingEngine, writer: Writer) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._due: tuple[Canary, WeightsApplied] | None = None
+        self._wake = asyncio.Event()
+
+    def applied(self, canary: Canary | None, applied: WeightsApplied) -> None:
+        """Weights are in use, as `applied` has told the log already."""
+        if canary is not None:
+            self._due = canary, applied
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. StreamsError: the log does not take the figures."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            due, self._due = self._due, None
+            if due is not None:
+                await self._score(*due)
+
+    async def _score(self, canary: Canary, applied: WeightsApplied) -> None:
+        try:
+            said = await scores(self._engine, canary, f"canary-{applied.version}-{self._engine.life}")
+        except EngineDied as error:
+            logger.warning("the canary of weights %d was not scored: %s", applied.version, error)
+            return
+        except PromptRefused as error:
+            logger.error(
+                "the canary cannot be scored by this engine, weights %d go unchecked: %s", applied.version, error
+            )
+            return
+        # Part of the figures may be of newer weights, whose own canary is due by now.
+        if self._engine.version == applied.version:
+            told = msgspec.structs.replace(applied, canary_logprobs=said)
+            await self._writer.write(Output("applied", told, key=applied.producer_id))

@@ -1,0 +1,1 @@
+"""Heavy bytes beside the log: the claim-check store and its digests."""

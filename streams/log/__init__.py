@@ -1,0 +1,1 @@
+"""How the log is read and written: clients, readers, transactions, history, dead letters, administration."""

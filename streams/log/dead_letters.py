@@ -1,0 +1,95 @@
+"""Dead letters: a record that a stage could not take, kept with its original bytes, its source and the reason.
+
+A letter is known by where its record was, `<topic>/<partition>@<offset>`, so that one written twice (a crash between
+the letter and the commit) is still one. A record that was put back carries what happened to it before in two headers,
+and the letter of a second failure tells it all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from schemas import TOPICS, DeadLetter, Event, Ref, check_schema, decode
+from streams.errors import Poison
+from streams.record import Output, Record
+from streams.telemetry import names
+
+_KEPT_FAILURES: Final = 16
+_KEPT_ERROR: Final = 400
+"""Failures in the history header, and characters of each one's error: a header must stay far below a record's limit."""
+
+_LONGEST_ERROR: Final = 4000
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """One time that a record was refused: where it was then, which stage refused it, when (unix seconds), and why."""
+
+    source: Ref
+    stage: str
+    error: str
+    time_s: float
+
+
+_failures: Final = msgspec.json.Decoder(tuple[Failure, ...])
+
+
+def place(ref: Ref) -> str:
+    """The id of the letter of the record at `ref`."""
+    return f"{ref.topic}/{ref.partition}@{ref.offset}"
+
+
+def event_of(record: Record) -> Event:
+    """The event of `record`. UndecodableError: none, or a newer one. Poison: its type does not belong on its topic."""
+    check_schema(record.headers.get(names.SCHEMA, b""))
+    event = decode(record.value)
+    if not isinstance(event, TOPICS[record.topic].events):
+        raise Poison(f"a {type(event).__name__} does not belong on {record.topic}")
+    return event
+
+
+def dead_letter(record: Record, stage: str, error: str, now_s: float) -> Output:
+    """The event that keeps `record` for `eachprompt dlq`; it counts the attempts that were made before."""
+    event = DeadLetter(
+        source=record.ref,
+        stage=stage,
+        error=error[:_LONGEST_ERROR],
+        data=record.value,
+        key=record.key,
+        headers=record.headers,
+        attempts=attempts_before(record.headers) + 1,
+        time_s=now_s,
+    )
+    return Output("dead-letters", event, key=place(record.ref), cause=record)
+
+
+def attempts_before(headers: Mapping[str, bytes]) -> int:
+    """How often the record was refused before it was put back; 0 where the header is absent or nonsense."""
+    text = headers.get(names.DLQ_ATTEMPTS, b"")
+    return int(text) if text.isdigit() and len(text) < 10 else 0
+
+
+def failures_before(headers: Mapping[str, bytes]) -> tuple[Failure, ...]:
+    """Earlier failures, oldest first, the latest of them where there were many; empty where there is no sane header."""
+    try:
+        return _failures.decode(headers.get(names.DLQ_HISTORY, b"[]"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ()
+
+
+def history(letter: DeadLetter) -> tuple[Failure, ...]:
+    """Every failure that is known of the letter's record, its own last."""
+    own = Failure(source=letter.source, stage=letter.stage, error=letter.error, time_s=letter.time_s)
+    return (*failures_before(letter.headers), own)
+
+
+def replay_headers(letter: DeadLetter) -> Sequence[tuple[str, bytes]]:
+    """The headers with which the letter's record is put back: its own, and what happened to it so far."""
+    told = [
+        msgspec.structs.replace(failure, error=failure.error[:_KEPT_ERROR])
+        for failure in history(letter)[-_KEPT_FAILURES:]
+    ]
+    headers = dict(letter.headers)
+    headers[names.DLQ_ATTEMPTS] = str(letter.attempts).encode()
+    headers[names.DLQ_HISTORY] = msgspec.json.encode(told)
+    return list(headers.items())

@@ -1,0 +1,1 @@
+"""Child processes that end with their parents, and the environment that they need."""

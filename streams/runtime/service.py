@@ -1,0 +1,118 @@
+"""The life of a service process: uvloop, signals, one TaskGroup, health over HTTP, an exit code.
+
+SIGTERM or SIGINT: stop the intake, drain within the budget, commit, exit 0 (at once while the service still starts). A
+second one: abort. Any task's error ends the process with exit code 1 and one clear last line (2 where the user's
+configuration is at fault, 75 where the cause lies outside: no room on a disk, no broker); the supervisor restarts it.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import uvloop
+
+from schemas import EachpromptError
+from streams import faults
+from streams.blobs.store import BlobStore
+from streams.context import RunContext
+from streams.errors import ConfigurationError
+from streams.log.clients import Log, LogSettings
+from streams.runtime.client_logs import ThinOut
+from streams.runtime.gc_tuning import collect_rarely
+from streams.runtime.health import health_server
+from streams.runtime.service_context import Scope
+from streams.runtime.transient import is_outside
+from streams.telemetry import tracing
+
+logger = logging.getLogger(__name__)
+
+Main = Callable[[Scope], Awaitable[None]]
+
+_LIGHT: Final = frozenset({"dispatcher", "rewards", "groups", "batches"})
+"""The services that hold records and no tensors."""
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+
+EXIT_OUTSIDE = 75
+"""EX_TEMPFAIL of sysexits.h: the service is right, what it needs is not there; to be started again later."""
+
+
+def run_service(name: str, context: RunContext, main: Main) -> int:
+    """Run `main` until it returns, the process is told to stop, or something fails. The exit code."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for client in ("aiokafka", "kafka"):
+        logging.getLogger(client).setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(ThinOut())
+    faults.enter(name)
+    if name in _LIGHT:
+        collect_rarely()
+    provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(name, context, main))
+    except asyncio.CancelledError:
+        logger.error("%s: aborted", name)
+        return EXIT_FAILED
+    except Exception as raised:  # the service's boundary: whatever it was becomes one last line and an exit code
+        error = _first(raised)
+        if isinstance(error, ConfigurationError):
+            logger.error("%s: %s", name, error)
+            return EXIT_CONFIGURATION
+        if not isinstance(error, EachpromptError):
+            logger.error("%s failed", name, exc_info=error)
+        logger.error("%s: %s: %s", name, type(error).__name__, error)
+        return EXIT_OUTSIDE if is_outside(error) else EXIT_FAILED
+    finally:
+        provider.shutdown()
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(name: str, context: RunContext, main: Main) -> int:
+    settings = LogSettings(context.bootstrap, context.run, context.partitions)
+    log = Log(settings, client_id=f"{name}-{context.ordinal}")
+    async with asyncio.TaskGroup() as tasks:
+        scope = Scope(name, context, log, BlobStore(context.blob_uri), tasks)
+        async with health_server(scope) as port:
+            logger.info("%s-%d serves run %s, health on port %d", name, context.ordinal, context.run, port)
+            working = tasks.create_task(_work(scope, main), name=name)
+            _handle_signals(scope, working)
+            # Not awaited: a cancelled start must end the service cleanly, and any error reaches the TaskGroup itself.
+            await asyncio.wait([working])
+        scope.cancel_spawned()
+    logger.info("%s-%d is done", name, context.ordinal)
+    return EXIT_FAILED if scope.aborted else EXIT_OK
+
+
+async def _work(scope: Scope, main: Main) -> None:
+    await main(scope)
+
+
+def _handle_signals(scope: Scope, working: asyncio.Task[None]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if scope.stopping.is_set():
+            logger.warning("%s: second signal, aborting", scope.name)
+            scope.aborted = True
+            working.cancel()
+        elif not scope.is_ready:
+            logger.info("%s: asked to stop while starting", scope.name)
+            scope.stopping.set()
+            working.cancel()
+        else:
+            logger.info("%s: asked to stop, draining within %g s", scope.name, scope.context.drain_s)
+            scope.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)

@@ -1,0 +1,125 @@
+"""What a shard reads: its inputs and side topics, by a task each, into one queue that bounds what is read ahead."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from streams.log.reader import Reader
+from streams.log.stall import Watchdog
+from streams.record import Record
+from streams.runtime.service_context import Scope
+from streams.stages.offsets import OffsetTracker
+from streams.stages.processor import FoldSpec
+
+POLL_S: Final = 0.1
+MAX_RECORDS: Final = 500
+_QUEUE: Final = 4
+
+Key = tuple[str, int]
+"""Topic and partition."""
+
+
+class Position(NamedTuple):
+    """Nothing more comes below `offset` of an input partition."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Intake:
+    """Reads on from `positions` while the tracker of each partition has room, once `pump` is running.
+
+    The trackers are the shard's; records that it has not taken yet (`took`) count as begun, for they will be.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        spec: FoldSpec,
+        group: str,
+        positions: Mapping[Key, int | None],
+        trackers: Mapping[Key, OffsetTracker],
+    ) -> None:
+        self._scope = scope
+        self._spec = spec
+        self._group = group
+        self._positions = positions
+        self._trackers = trackers
+        self._ahead: Counter[Key] = Counter()
+        self._queue: asyncio.Queue[Sequence[Record | Position]] = asyncio.Queue(_QUEUE)
+
+    def took(self, record: Record) -> None:
+        """`record` has left the queue and is begun."""
+        self._ahead[(record.topic, record.partition)] -= 1
+
+    async def take(self, patience_s: float) -> Sequence[Record | Position]:
+        """What one poll gave; empty where nothing came within `patience_s`."""
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._queue.get()
+        except TimeoutError:
+            return ()
+
+    def more(self) -> Sequence[Record | Position]:
+        """What another poll gave meanwhile; empty where none did."""
+        return () if self._queue.empty() else self._queue.get_nowait()
+
+    async def pump(self) -> None:
+        """Until cancelled. `spec.also` come first, up to where they end now. StreamsError: a partition is stuck."""
+        spec, log = self._spec, self._scope.log
+        observed: dict[Key, int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
+        first = {topic: asyncio.Event() for topic in spec.also}
+        async with asyncio.TaskGroup() as tasks:
+            for topic, begun in first.items():
+                tasks.create_task(self._pump(topic, (), begun), name=f"{spec.stage} reads {topic}")
+            reading = self._pump(spec.input, list(first.values()), asyncio.Event())
+            tasks.create_task(reading, name=f"{spec.stage} reads {spec.input}")
+            if observed:
+                tasks.create_task(self._observe(observed), name=f"{spec.stage} observes")
+
+    async def _pump(self, topic: str, after: Sequence[asyncio.Event], caught_up: asyncio.Event) -> None:
+        """Read `topic` once all of `after` are set; set `caught_up` at where the topic ended at start."""
+        keys = [key for key in self._trackers if key[0] == topic]
+        told: dict[Key, int] = {}
+        watchdog = Watchdog()
+        for event in after:
+            await event.wait()
+        async with Reader(self._scope.log, {key: self._positions[key] for key in keys}, self._group) as reader:
+            ends = await reader.ends()
+            while True:
+                held = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
+                if not caught_up.is_set() and (held or all([await reader.position(*k) >= ends[k] for k in keys])):
+                    caught_up.set()
+                if held:
+                    # The commit metadata is nearly full: deadlines will finish records and make room. No wait for
+                    # the stop of the service: once that has come, it would yield to nobody any more.
+                    await asyncio.sleep(POLL_S)
+                    watchdog.excuse(POLL_S)
+                    continue
+                records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
+                if records:
+                    self._ahead.update((record.topic, record.partition) for record in records)
+                    await self._put(records, watchdog)
+                elif (positions := await reader.positions()) != told:
+                    # Drained: behind the records in the queue there are only transaction markers up to here.
+                    await self._put([Position(t, p, position) for (t, p), position in positions.items()], watchdog)
+                    told = positions
+                await watchdog.look(reader)
+
+    async def _observe(self, positions: Mapping[Key, int | None]) -> None:
+        watchdog = Watchdog()
+        async with Reader(self._scope.log, positions) as reader:
+            while True:
+                records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
+                if records:
+                    await self._put(records, watchdog)
+                await watchdog.look(reader)
+
+    async def _put(self, records: Sequence[Record | Position], watchdog: Watchdog) -> None:
+        """Into the queue. While there is no room nothing is read, and that is not the reader's fault."""
+        began_s = time.monotonic()
+        await self._queue.put(records)
+        watchdog.excuse(time.monotonic() - began_s)

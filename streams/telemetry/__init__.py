@@ -1,0 +1,1 @@
+"""Traces of a run, and every name that appears in them."""

@@ -1,0 +1,378 @@
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.audit.facts import Window
+from analysis.audit.ledger import Ledger
+from analysis.audit.result import OLDEST_LISTED, Audit
+from deploy.cli.commands.audit import add_arguments, moment, run
+from deploy.errors import ConfigError
+from schemas import (
+    BatchPlanned,
+    DeadLetter,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    Member,
+    Ref,
+    Rejected,
+    RolloutDisposed,
+    RolloutScored,
+    StepCompleted,
+    decode,
+    encode,
+)
+
+Records = list[tuple[Ref, bytes]]
+Simulate = Callable[..., Any]
+
+
+def audited(records: Records, **close: Any) -> Audit:
+    ledger = Ledger()
+    for ref, value in records:
+        ledger.add(ref, value)
+    return ledger.close(**close)
+
+
+def replaced(records: Records, topic: str, change: Callable[[Any], Any | None]) -> Records:
+    """The records with the first event of `topic` that `change` answers for replaced by its answer."""
+    changed = list(records)
+    for index, (ref, value) in enumerate(records):
+        if ref.topic == topic and (event := change(decode(value))) is not None:
+            changed[index] = (ref, encode(event))
+            return changed
+    raise AssertionError(f"nothing to change on {topic}")
+
+
+@pytest.fixture(scope="module")
+def records(simulated: Simulate) -> Records:
+    found: Records = simulated(steps=3).records
+    return found
+
+
+def test_a_finished_run_accounts_for_every_rollout(records: Records) -> None:
+    audit = audited(records)
+    assert audit.clean
+    assert audit.in_flight == 0
+    assert audit.produced == sum(ref.topic == "rollouts" for ref, _ in records)
+    assert audit.dispositions["trained"] == 3 * 4 * 4
+    assert audit.dispositions["evaluated"] == 3 * 6 * 2
+    assert sum(audit.dispositions.values()) == audit.produced
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_cut_of_the_log_accounts_for_every_rollout(simulated: Simulate, data: st.DataObject) -> None:
+    """A log that ends anywhere is a run that is still going: nothing is unaccounted for, and the sum holds."""
+    records = simulated(steps=data.draw(st.integers(1, 3)), seed=data.draw(st.integers(0, 3))).records
+    cut = records[: data.draw(st.integers(0, len(records)))]
+    audit = audited(data.draw(st.permutations(cut)) if len(cut) < 60 else list(reversed(cut)))
+    assert audit.clean
+    assert audit.produced == sum(audit.dispositions.values()) + audit.in_flight
+    assert audit.in_flight == sum(audit.in_flight_waiting.values())
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_missing_rollout_is_found(simulated: Simulate, data: st.DataObject) -> None:
+    records = simulated(steps=2).records
+    lost = data.draw(st.sampled_from([ref for ref, _ in records if ref.topic == "rollouts"]))
+    audit = audited([(ref, value) for ref, value in records if ref != lost])
+    assert [finding.ref for finding in audit.findings] == [lost]
+    assert audit.unaccounted == 1
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_closing_told_twice_is_found(simulated: Simulate, data: st.DataObject) -> None:
+    records = simulated(steps=2).records
+    ref, value = data.draw(st.sampled_from([record for record in records if record[0].topic == "groups"]))
+    audit = audited([*records, (Ref("groups", ref.partition, 10_000), value)])
+    closed = decode(value)
+    assert isinstance(closed, GroupReady | GroupDropped | GroupEvaluated)
+    assert audit.duplicated == len(closed.members)
+    assert not audit.clean
+
+
+def test_what_a_rollout_waits_for_is_named(records: Records) -> None:
+    topics = ["rollouts", "scores", "groups", "batches", "steps"]
+    waits = []
+    for n in range(1, len(topics)):
+        known = audited([(ref, value) for ref, value in records if ref.topic in topics[:n]]).in_flight_waiting
+        waits.append({name for name, count in known.items() if count})
+    assert waits == [{"to be scored"}, {"for its group"}, {"for a batch"}, {"for its step"}]
+
+
+def test_rejected_rollouts_end_as_invalid(records: Records) -> None:
+    def reject(step: StepCompleted) -> StepCompleted:
+        planned = next(decode(value) for ref, value in records if ref == step.batch_ref)
+        assert isinstance(planned, BatchPlanned)
+        sequence = planned.sequences[0]
+        refused = Rejected(rollout_id=sequence.rollout_id, rollout=sequence.rollout, reason="log-probs are not finite")
+        return msgspec.structs.replace(step, rejected=(refused,))
+
+    audit = audited(replaced(records, "steps", reject))
+    assert audit.clean
+    assert audit.dispositions["invalid"] == 1
+
+
+def test_two_steps_on_one_batch_train_its_rollouts_twice(records: Records) -> None:
+    _ref, value = next(record for record in records if record[0].topic == "steps")
+    again = msgspec.structs.replace(decode(value), step=99)
+    audit = audited([*records, (Ref("steps", 0, 99), encode(again))])
+    assert audit.trained_twice == 16
+    assert len(audit.trained_twice_ids) == 16
+    assert not audit.clean
+
+
+def test_a_step_told_again_after_a_crash_changes_nothing(records: Records) -> None:
+    _ref, value = next(record for record in records if record[0].topic == "steps")
+    assert audited([*records, (Ref("steps", 0, 99), value)]) == audited(records)
+
+
+def test_a_trained_rollout_that_ends_otherwise_too_is_found(records: Records) -> None:
+    ready = next(event for _, value in records if isinstance(event := decode(value), GroupReady))
+    member = ready.members[0]
+    end = RolloutDisposed(
+        rollout_id=member.rollout_id,
+        group_id=ready.group_id,
+        rollout=member.rollout,
+        disposition="duplicate",
+        time_s=0.0,
+    )
+    audit = audited([*records, (Ref("groups", 0, 10_000), encode(end))])
+    assert [(finding.rollout, finding.what) for finding in audit.findings] == [
+        (member.rollout_id, "ends as trained and as duplicate")
+    ]
+
+
+def test_a_stale_group_restates_the_ends_it_had(records: Records) -> None:
+    """The batcher drops a whole ready group; members that were invalid already stay that, and nothing contradicts."""
+    upstream = [(ref, value) for ref, value in records if ref.topic in ("rollouts", "scores", "groups")]
+
+    def spoil(event: Any) -> Any | None:
+        if not isinstance(event, GroupReady):
+            return None
+        first = msgspec.structs.replace(event.members[0], disposition="invalid")
+        return msgspec.structs.replace(event, members=(first, *event.members[1:]))
+
+    spoiled = replaced(upstream, "groups", spoil)
+    ready = next(
+        event for _, value in spoiled if isinstance(event := decode(value), GroupReady) and event.members[0].disposition
+    )
+    stale = GroupDropped(
+        group_id=ready.group_id, prompt_id="p", task="t", reason="stale", members=ready.members, time_s=0.0
+    )
+    audit = audited([*spoiled, (Ref("batches", 0, 0), encode(stale))])
+    assert audit.clean
+    assert audit.dispositions["invalid"] == 1
+    assert audit.dispositions["stale"] == 3
+
+
+@pytest.mark.parametrize("topic", ["rollouts", "scores"])
+def test_dead_letters_end_their_rollouts(records: Records, topic: str) -> None:
+    upstream = [(ref, value) for ref, value in records if ref.topic in ("rollouts", topic)]
+    source, data = next(record for record in upstream if record[0].topic == topic)
+    letter = DeadLetter(source=source, stage="groups", error="no", data=data, time_s=0.0)
+    audit = audited([*upstream, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 1
+
+
+def test_a_record_that_does_not_decode_is_produced_all_the_same(records: Records) -> None:
+    bad = Ref("rollouts", 0, 10_000)
+    assert audited([*records, (bad, b"\xc1")]).in_flight == 1
+    letter = DeadLetter(source=bad, stage="rewards", error="no event", data=b"\xc1", time_s=0.0)
+    audit = audited([*records, (bad, b"\xc1"), (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 1
+
+
+def test_a_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_group(records: Records) -> None:
+    """A score was refused, and another of the same group was taken and lost."""
+    upstream = [record for record in records if record[0].topic in ("rollouts", "scores")]
+    (place, value), event = next((record, decode(record[1])) for record in upstream if record[0].topic == "scores")
+    assert isinstance(event, RolloutScored)
+    mates = [ref for ref, data in upstream if ref.topic == "scores" and in_group(data, event.group_id)]
+    key, letters = event.group_id.encode(), [Ref("dead-letters", 0, offset) for offset in range(3)]
+
+    def verdict(*told: DeadLetter, done: Callable[[Ref], bool] = mates.__contains__) -> tuple[int, int]:
+        said = [(ref, encode(letter)) for ref, letter in zip(letters, told, strict=False)]
+        audit = audited([*upstream, *said], finished=lambda stage, ref: stage == "groups" and done(ref))
+        return audit.dispositions["dead_letter"], audit.unaccounted
+
+    named = DeadLetter(source=place, stage="groups", error="no", data=value, key=key, time_s=0.0)
+    unread = msgspec.structs.replace(named, data=b"\xc1")
+    purged = msgspec.structs.replace(named, data=b"", purged=True, ends=(event.rollout,))
+    assert verdict(named) == verdict(named, purged) == verdict(purged) == (1, len(mates) - 1)
+    assert verdict(unread) == (len(mates), 0), "it may have been any of them"
+
+    again = Ref("scores", place.partition, 10_000)
+    for letter, before in ((named, (1, len(mates) - 1)), (unread, (len(mates), 0))):
+        back = msgspec.structs.replace(letter, data=b"", replayed=again)
+        assert verdict(letter, back) == before, "which groups has not come to yet"
+        assert verdict(letter, back, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
+        second = msgspec.structs.replace(letter, source=again)
+        assert verdict(letter, back, second, done=lambda ref: ref in (*mates, again)) == before
+
+
+def in_group(data: bytes, group: str) -> bool:
+    event = decode(data)
+    return isinstance(event, RolloutScored) and event.group_id == group
+
+
+@pytest.mark.parametrize(
+    ("present", "stage"),
+    [
+        (("rollouts",), "rewards"),
+        (("rollouts", "scores"), "groups"),
+        (("rollouts", "scores", "groups"), "batches"),
+    ],
+)
+def test_what_a_stage_finished_without_a_word_is_lost(records: Records, present: tuple[str, ...], stage: str) -> None:
+    upstream = [(ref, value) for ref, value in records if ref.topic in present]
+    waiting = audited(upstream, finished=lambda name, ref: False)
+    assert waiting.clean
+    assert waiting.in_flight > 0
+    lost = audited(upstream, finished=lambda name, ref: name == stage)
+    assert lost.unaccounted == waiting.in_flight
+    assert stage in lost.findings[0].what
+
+
+def test_rollouts_that_retention_took_are_not_missed(records: Records) -> None:
+    first = [ref.offset for ref, _ in records if ref.topic == "rollouts" and ref.partition == 0][5]
+    kept = [
+        (ref, value) for ref, value in records if ref.topic != "rollouts" or ref.partition != 0 or ref.offset >= first
+    ]
+    assert not audited(kept).clean
+    assert audited(kept, log_start={0: first}).clean
+
+
+def test_a_window_judges_only_its_rollouts_and_is_not_disturbed_by_others(records: Records) -> None:
+    offsets = [ref.offset for ref, _ in records if ref.topic == "rollouts" and ref.partition == 0]
+    first, end = offsets[3], offsets[-4]
+    ledger = Ledger(Window({0: first}, {0: end, 1: 0}))
+    for ref, value in records:
+        ledger.add(ref, value)
+    audit = ledger.close()
+    assert audit.clean
+    assert audit.produced == end - first
+
+
+def test_the_oldest_in_flight_are_named_with_their_age(records: Records) -> None:
+    ledger = Ledger()
+    for ref, value in records:
+        if ref.topic == "rollouts":
+            ledger.add(ref, value, time_s=1000.0 + ref.offset)
+    audit = ledger.close()
+    oldest = audit.in_flight_oldest[0]
+    newest_s = max(1000.0 + ref.offset for ref, _ in records if ref.topic == "rollouts")
+    assert len(audit.in_flight_oldest) == min(OLDEST_LISTED, audit.in_flight)
+    assert (oldest.since_s, oldest.age_s, oldest.waits) == (1000.0, newest_s - 1000.0, "to be scored")
+    assert [waiting.since_s for waiting in audit.in_flight_oldest] == sorted(w.since_s for w in audit.in_flight_oldest)
+
+
+def test_a_dead_letter_that_was_put_back_yields_to_what_became_of_it(records: Records) -> None:
+    ref, value = next(record for record in records if record[0].topic == "scores")
+    letter = DeadLetter(source=ref, stage="groups", error="no", data=value, time_s=0.0)
+    audit = audited([*records, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["dead_letter"] == 0
+
+
+def test_what_the_learner_refuses_ends_in_its_step_and_not_in_its_letter(records: Records) -> None:
+    in_flight = [(ref, value) for ref, value in records if ref.topic != "steps"]
+    source = next(ref for ref, _ in records if ref.topic == "rollouts")
+    letter = DeadLetter(source=source, stage="learner", error="not finite", data=b"", time_s=0.0)
+    assert audited([*in_flight, (Ref("dead-letters", 0, 0), encode(letter))]) == audited(in_flight)
+
+
+def test_a_batch_that_the_learner_passed_over_plans_nothing(records: Records) -> None:
+    source = Ref("batches", 0, 10_000)
+    planned = next(event for _, value in records if isinstance(event := decode(value), BatchPlanned))
+    forged = encode(msgspec.structs.replace(planned, batch=4000))
+    letter = DeadLetter(source=source, stage="learner", error="not the batcher's", data=forged, time_s=0.0)
+    assert not audited([*records, (source, forged)]).clean
+    told = (Ref("dead-letters", 0, 0), encode(letter))
+    assert audited([told, *records, (source, forged)]) == audited(records)
+
+
+def test_a_damaged_reference_is_reported_and_takes_no_memory(records: Records) -> None:
+    value = next(value for ref, value in records if ref.topic == "scores")
+    wrong = Ref("rollouts", 0, 1 << 40)
+    damaged = encode(msgspec.structs.replace(decode(value), rollout=wrong))
+    audit = audited([*records, (Ref("scores", 0, 10_000), damaged)])
+    assert [finding.ref for finding in audit.findings] == [wrong]
+
+
+def test_an_event_on_a_topic_it_does_not_belong_to_ends_nothing(records: Records) -> None:
+    value = next(value for ref, value in records if ref.topic == "groups")
+    assert audited([*records, (Ref("scores", 0, 10_000), value)]) == audited(records)
+
+
+def test_a_planned_rollout_that_was_also_dropped_is_duplicated(records: Records) -> None:
+    planned = next(event for _, value in records if isinstance(event := decode(value), BatchPlanned))
+    sequence = planned.sequences[0]
+    upstream = [(ref, value) for ref, value in records if ref.topic != "steps"]
+    member = Member(rollout_id=sequence.rollout_id, rollout=sequence.rollout, disposition="stale")
+    dropped = GroupDropped(group_id="g", prompt_id="p", task="t", reason="stale", members=(member,), time_s=0.0)
+    audit = audited([*upstream, (Ref("batches", 0, 10_000), encode(dropped))])
+    assert audit.duplicated == 1
+    assert "is planned at" in audit.findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 910.0), ("2m", 880.0), ("12.5", 12.5), ("1970-01-01T00:01", 60.0)]
+)
+def test_times_are_ages_unix_seconds_or_dates(text: str, seconds: float) -> None:
+    assert moment(text, now_s=1000.0) == seconds
+
+
+@pytest.mark.parametrize("text", ["500000h", "9" * 400 + "d", "99999999999999", "1960-01-01"])
+def test_a_time_before_1970_or_beyond_what_events_may_say_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no time; allowed: unix seconds"):
+        moment(text, now_s=1000.0)
+
+
+def test_a_period_that_ends_before_it_begins_judges_nothing_and_is_refused() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigError, match="--since is not before --until"):
+        run(parser.parse_args(["--since", "1h", "--until", "2h"]))
+
+
+def test_a_time_that_is_none_is_refused_in_a_sentence() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'yesterday' is no time; allowed"):
+        moment("yesterday")
+
+
+def late(ref: Ref, rollout_id: str, at: int = 10_000) -> tuple[Ref, bytes]:
+    """The aggregator's word on a rollout of a group that it has forgotten."""
+    event = RolloutDisposed(
+        rollout_id=rollout_id, group_id="g", rollout=ref, disposition="expired", time_s=1.0
+    )  # fmt: skip
+    return Ref("groups", ref.partition, at), encode(event)
+
+
+def test_a_late_word_counts_where_nothing_else_ended_the_rollout(records: Records) -> None:
+    """Also said twice, and of a rollout that was trained on, waits for its step, or has a dead letter."""
+    trained = audited(records).dispositions["trained"]
+    rollouts = [ref for ref, _ in records if ref.topic == "rollouts"]
+    words = [late(ref, "r", 10_000 + n) for n, ref in enumerate([*rollouts, *rollouts])]
+    audit = audited([*records, *words])
+    assert audit.clean
+    assert (audit.dispositions["trained"], audit.dispositions["expired"]) == (trained, 0)
+    unstepped = [record for record in records if record[0].topic != "steps"]
+    audit = audited([*unstepped, *words])
+    assert audit.clean
+    assert (audit.in_flight_waiting["for its step"], audit.dispositions["expired"]) == (trained, 0)
+    alone = [record for record in records if record[0].topic in ("rollouts", "scores")]
+    letter = DeadLetter(source=rollouts[0], stage="rewards", error="e", data=b"", time_s=1.0)
+    audit = audited([*alone, *words, (Ref("dead-letters", 0, 0), encode(letter))])
+    assert audit.clean
+    assert audit.dispositions["expired"] == audit.produced == len(rollouts)

@@ -1,0 +1,90 @@
+"""Several operators put the same dead letter back: it is there once, and the others are told."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+from analysis.errors import AnalysisError
+from analysis.history.dead_letters import Letter, read_letters, replay
+from analysis.history.run_log import RunLog
+from schemas import TOPICS, DeadLetter
+from streams.broker import Broker
+from streams.log.admin import TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.dead_letters import dead_letter
+from streams.record import Record
+
+PARTITIONS = 2
+SOURCES = ("scores/1@0", "scores/1@1")
+
+
+@pytest.fixture
+def log(broker: Broker, prefix: str) -> RunLog:
+    """A run with two dead letters."""
+    specs = [TopicSpec(t.on(prefix), PARTITIONS if t.sharded else 1) for t in TOPICS.values()]
+    create_topics(broker.bootstrap, specs)
+
+    async def write() -> None:
+        async with Writer(Log(LogSettings(broker.bootstrap, prefix, PARTITIONS), "test")) as writer:
+            for offset in range(len(SOURCES)):
+                record = Record("scores", 1, offset, b"p.0", b"junk %d" % offset, {}, 1.0)
+                await writer.write(dead_letter(record, "groups", "no event", 2.0))
+
+    asyncio.run(write())
+    return RunLog(broker.bootstrap, prefix)
+
+
+def put_back(log: RunLog) -> list[bytes]:
+    return [record.value for record in log.read("scores")]
+
+
+def notes(log: RunLog) -> list[str]:
+    letters = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
+    return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in letters if note.replayed]
+
+
+def all_letters(log: RunLog) -> list[Letter]:
+    return list(read_letters(log, SOURCES).values())
+
+
+def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) -> None:
+    read_before = all_letters(log)
+    first = replay(log, PARTITIONS, read_before[:1])
+    assert set(first) == {SOURCES[0]}
+    with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was put back already, as scores/1@0"):
+        replay(log, PARTITIONS, reversed(read_before))
+    assert put_back(log) == [b"junk 0"], "nothing of a refused command is written"
+    assert set(replay(log, PARTITIONS, read_before[1:])) == {SOURCES[1]}
+
+
+def test_an_id_given_twice_is_put_back_once(log: RunLog) -> None:
+    (letter, _) = all_letters(log)
+    replay(log, PARTITIONS, [letter, letter])
+    assert put_back(log) == [b"junk 0"]
+
+
+def test_operators_at_the_same_time_put_each_letter_back_once(log: RunLog) -> None:
+    operators = 4
+    barrier = Barrier(operators)
+    letters = all_letters(log)
+
+    def operate(_: int) -> str | None:
+        barrier.wait(30)
+        try:
+            replay(log, PARTITIONS, letters)
+        except AnalysisError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(operators) as pool:
+        said = [line for line in pool.map(operate, range(operators)) if line is not None]
+    assert len(said) >= operators - 1
+    assert all("took over" in line or "was put back already" in line for line in said), said
+    left = [letter for letter in all_letters(log) if letter.replayed is None]
+    if left:
+        # Who was ended between two letters has put back the first, which the one after it was refused for.
+        replay(log, PARTITIONS, left)
+    assert sorted(put_back(log)) == [b"junk 0", b"junk 1"]
+    assert sorted(notes(log)) == sorted(SOURCES)

@@ -1,0 +1,241 @@
+"""The feed gives each batch number once and in order, whoever else writes to the topic, and ends where one is lost."""
+
+import asyncio
+import gc
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.delivery.loops import Watch
+from learner.batch.loader import Feed, Reading
+from learner.errors import LostBatchError
+from learner.model.policy import ModelShape
+from schemas import (
+    TOPICS,
+    BatchPlanned,
+    DeadLetter,
+    EngineInfo,
+    GroupDropped,
+    NDArray,
+    PlannedSequence,
+    Ref,
+    RolloutCompleted,
+    RolloutTimings,
+    Routes,
+    Sampling,
+    WeightSpan,
+    decode,
+)
+from streams.blobs.store import BlobStore
+from streams.broker import Broker
+from streams.context import RunContext
+from streams.errors import ConfigurationError, StreamsError
+from streams.log.admin import Admin, TopicPartition, TopicSpec, create_topics
+from streams.log.clients import Log, LogSettings, Writer
+from streams.log.reader import Reader
+from streams.log.tail import read_to_end
+from streams.record import Output
+from streams.runtime.service_context import Scope
+
+LONG = ModelShape(vocabulary=32, max_tokens=32_768, moe_layers=60, top_k=8, experts=128)
+LIMIT_MS = 10.0
+"""To read one body of 15.7 MB with its digest takes 15 ms of CPU, to check it 40; handing them over takes 2."""
+
+READING = Reading(rank=1, world=2, shape=ModelShape(32, 64, 2, 2, 4), timeout_s=5.0)
+FIRST_RANK = replace(READING, rank=0)
+
+
+def plan(batch: int, token_budget: int = 1) -> Output:
+    event = BatchPlanned(
+        batch=batch, groups=(), sequences=(), ranks=(((),), ((),)), token_budget=token_budget, time_s=0.0
+    )
+    return Output("batches", event)
+
+
+def dropped() -> Output:
+    event = GroupDropped(group_id="g", prompt_id="p", task="t", reason="stale", members=(), time_s=0.0)
+    return Output("batches", event)
+
+
+@pytest.fixture
+async def scope(log_broker: Broker, tmp_path: Path) -> AsyncIterator[Scope]:
+    context = RunContext(f"f{uuid.uuid4().hex[:8]}", tmp_path, log_broker.bootstrap, 1, (tmp_path / "blobs").as_uri())
+    await asyncio.to_thread(
+        create_topics, context.bootstrap, [TopicSpec(topic.on(context.run), 1) for topic in TOPICS.values()]
+    )
+    log = Log(LogSettings(context.bootstrap, context.run, 1), "test")
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        scope = Scope("learner", context, log, BlobStore(context.blob_uri), tasks)
+        yield scope
+        scope.cancel_spawned()
+
+
+async def write(scope: Scope, *outputs: Output) -> None:
+    async with Writer(scope.log) as writer:
+        for output in outputs:
+            await writer.write(output)
+
+
+async def test_a_number_comes_once_and_drops_are_passed_over(scope: Scope) -> None:
+    await write(scope, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
+    feed = Feed(scope, READING, offset=0, next_batch=0)
+    scope.spawn(feed.fill(), "feed")
+    batches = [await feed.next() for _ in range(3)]
+    assert [batch.plan.batch for batch in batches if batch] == [0, 1, 2]
+    assert batches[1] is not None and batches[1].plan.token_budget == 10
+    assert batches[1].micro_batches == ((),) and batches[1].rejected == ()
+
+
+def long_rollout(blobs: BlobStore, index: int) -> RolloutCompleted:
+    """32,768 tokens with 15.7 MB of routes by claim check."""
+    first = np.random.default_rng(index).integers(0, 128, (LONG.max_tokens, LONG.moe_layers, 1), dtype=np.uint8)
+    routes = (first + np.arange(LONG.top_k, dtype=np.uint8)) % np.uint8(LONG.experts)
+    response = np.full(LONG.max_tokens - 1, 7, dtype="u4")
+    return RolloutCompleted(
+        rollout_id=f"p.0.{index}", group_id="p.0", prompt_id="p", index=index, attempt=0, producer_id="producer-0",
+        request=Ref("prompts", 0, 0), task="sums", samples=1, verifier="exact_match", reference="4", deadline_s=1.0,
+        prompt_ids=NDArray.of(np.array([1], dtype="u4")), response_ids=NDArray.of(response),
+        logprobs=NDArray.of(np.zeros(len(response), dtype="f4")), spans=(WeightSpan(0, 0),),
+        sampling=Sampling(max_tokens=LONG.max_tokens), finish_reason="stop",
+        engine=EngineInfo(name="e", version="0", model="m"),
+        timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=1.0), requested_s=1.0,
+        time_s=1.0,
+        routes=Routes(
+            experts=LONG.experts, shape=routes.shape, dtype="u1", sentinel=255,
+            blob=blobs.put(f"routes/p.0.{index}", routes.tobytes()),
+        ),
+    )  # fmt: skip
+
+
+async def test_bodies_are_read_and_decoded_beside_the_loop(scope: Scope) -> None:
+    bodies = 4
+    events = await asyncio.gather(*(asyncio.to_thread(long_rollout, scope.blobs, i) for i in range(bodies)))
+    async with Writer(scope.log) as writer:
+        refs = [await writer.write(Output("rollouts", event, key="p.0")) for event in events]
+    sequences = tuple(
+        PlannedSequence(
+            rollout_id=event.rollout_id, rollout=ref, advantage=1.0, reward=1.0, prompt_tokens=1,
+            response_tokens=LONG.max_tokens - 1, oldest_version=0,
+        )
+        for event, ref in zip(events, refs, strict=True)
+    )  # fmt: skip
+    planned = BatchPlanned(
+        batch=0, groups=(), sequences=sequences, ranks=((tuple(range(bodies)),),), token_budget=LONG.max_tokens,
+        time_s=0.0,
+    )  # fmt: skip
+    await write(scope, Output("batches", planned))
+    feed = Feed(scope, Reading(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
+    watch = Watch()
+    # What the tests before have left behind is not walked through meanwhile; a service collects rarely.
+    gc.collect()
+    gc.disable()
+    try:
+        watching = asyncio.create_task(watch.run())
+        scope.spawn(feed.fill(), "feed")
+        batch = await feed.next()
+        watching.cancel()
+    finally:
+        gc.enable()
+    assert batch is not None and batch.rejected == ()
+    assert [rollout.routes is not None for rollout in batch.micro_batches[0]] == [True] * bodies
+    assert watch.worst.cpu_ms < LIMIT_MS, watch.worst
+
+
+async def test_it_goes_on_where_the_checkpoint_says(scope: Scope) -> None:
+    await write(scope, plan(0), plan(1), plan(2))
+    feed = Feed(scope, READING, offset=1, next_batch=2)
+    scope.spawn(feed.fill(), "feed")
+    batch = await feed.next()
+    assert batch is not None and batch.plan.batch == 2 and batch.record.offset == 2
+
+
+async def letters(scope: Scope) -> list[Ref]:
+    records = await read_to_end(scope.log, {("dead-letters", 0): None})
+    return [event.source for event in map(decode, (r.value for r in records)) if isinstance(event, DeadLetter)]
+
+
+async def given(feed: Feed, count: int) -> list[int]:
+    """The numbers of the next batches; the feed's own error where it ends."""
+    numbers: list[int] = []
+    filling = asyncio.ensure_future(feed.fill())
+    async with asyncio.timeout(60):
+        while len(numbers) < count:
+            getting = asyncio.ensure_future(feed.next())
+            await asyncio.wait([getting, filling], return_when=asyncio.FIRST_COMPLETED)
+            if filling.done():
+                getting.cancel()
+                filling.result()
+            batch = getting.result()
+            assert batch is not None
+            numbers.append(batch.plan.batch)
+    filling.cancel()
+    await asyncio.wait([filling])
+    return numbers
+
+
+async def test_a_number_that_the_batcher_cannot_have_come_to_is_passed_over(scope: Scope) -> None:
+    """Whoever wrote it, and however often: the run goes on, and one letter a record keeps it."""
+    await write(scope, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
+    assert await given(Feed(scope, FIRST_RANK, offset=0, next_batch=0), 4) == [0, 1, 2, 3]
+    assert await letters(scope) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
+
+
+async def test_one_rank_writes_the_letters(scope: Scope) -> None:
+    await write(scope, plan(7), plan(0))
+    assert await given(Feed(scope, READING, offset=0, next_batch=0), 1) == [0]
+    assert await letters(scope) == []
+
+
+async def test_a_batcher_that_goes_on_without_a_batch_ends_the_run(scope: Scope) -> None:
+    """Two in a row are no stranger's: waiting for what is left out would be for ever."""
+    await write(scope, plan(0), plan(2), dropped(), plan(3))
+    feed = Feed(scope, READING, offset=0, next_batch=0)
+    with pytest.raises(ConfigurationError, match=r"batch 3 at batches/0@3 follows batch 0 .*has lost batch 1"):
+        await feed.fill()
+
+
+async def test_a_batch_that_retention_deleted_ends_the_run(scope: Scope) -> None:
+    await write(scope, plan(0), plan(1), plan(2))
+    with Admin(scope.context.bootstrap) as admin:
+        admin.delete_records({TopicPartition(scope.log.full("batches"), 0): 2})
+    feed = Feed(scope, READING, offset=1, next_batch=1)
+    with pytest.raises(ConfigurationError, match=r"batch 2 at batches/0@2 .*retention has deleted.* lost batch 1"):
+        await feed.fill()
+
+
+async def test_a_reader_that_is_stuck_ends_the_service(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
+    entered = Reader.__aenter__
+
+    async def stuck(self: Reader) -> Reader:
+        reader = await entered(self)
+        if ("batches", 0) in self._positions:
+            self.pause("batches", [0])
+        return reader
+
+    await write(scope, plan(0))
+    monkeypatch.setattr(Reader, "__aenter__", stuck)
+    with pytest.raises(StreamsError, match="batches/0 ends at 1 and is read no further than 0"):
+        async with asyncio.timeout(60):
+            await Feed(scope, READING, offset=0, next_batch=0).fill()
+
+
+async def test_a_log_that_ends_before_the_checkpoint_is_another_one(scope: Scope) -> None:
+    await write(scope, plan(0))
+    with pytest.raises(LostBatchError, match="stands at offset 5 of batches and the log ends at 1"):
+        await Feed(scope, READING, offset=5, next_batch=5).fill()
+
+
+async def test_a_wait_is_named_and_ends_with_the_service(scope: Scope) -> None:
+    feed = Feed(scope, READING, offset=0, next_batch=7)
+    waiting = asyncio.create_task(feed.next())
+    await asyncio.sleep(0)
+    assert any(line.startswith("waits for batch 7 since") for line in scope.waits(0.0))
+    scope.stopping.set()
+    assert await waiting is None
+    assert scope.waits(0.0) == []

@@ -1,0 +1,82 @@
+"""What the log says of steps that are done again: each is counted once, however often it was told."""
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from learner.batch.prior_steps import Done, read_done
+from schemas import Event, Ref, Rejected, StepCompleted, WeightsPublished
+from streams.broker import Broker
+from streams.context import RunContext
+from streams.log.clients import Log, LogSettings, Writer
+from streams.record import Output
+from tests.learner.service_run import PARTITIONS, make_topics
+
+
+def step(number: int, *rejected: str) -> Output:
+    event: Event = StepCompleted(
+        step=number,
+        batch=number - 1,
+        batch_ref=Ref("batches", 0, number - 1),
+        version=number,
+        metrics={},
+        rejected=tuple(Rejected(rollout_id=name, rollout=Ref("rollouts", 0, 0), reason="lost") for name in rejected),
+        time_s=0.0,
+    )
+    return Output("steps", event)
+
+
+def weights(version: int) -> Output:
+    event: Event = WeightsPublished(
+        version=version, kind="full", precision="bf16", files=(), tensors=0, parent_step=version, time_s=0.0
+    )
+    return Output("weights", event, key=str(version))
+
+
+FIRST = [step(1, "a"), weights(1), step(2, "b"), weights(2), step(3, "c"), weights(3)]
+
+
+@pytest.fixture
+async def log(log_broker: Broker, tmp_path: Path) -> Log:
+    context = RunContext(f"r{uuid.uuid4().hex[:8]}", tmp_path, log_broker.bootstrap, PARTITIONS, tmp_path.as_uri())
+    await make_topics(context)
+    return Log(LogSettings(context.bootstrap, context.run, PARTITIONS), "test")
+
+
+async def tell(log: Log, outputs: list[Output], junk: int = 0) -> None:
+    """Write `outputs`, and then on both topics what is no event."""
+    async with Writer(log) as writer:
+        for output in outputs:
+            await writer.write(output)
+    producer = log.producer()
+    await producer.start()
+    for topic in ("steps", "weights"):
+        for number in range(junk):
+            await producer.send(log.full(topic), value=b"\xc1 junk", key=b"%d" % number, partition=0)
+    await producer.stop()
+
+
+@pytest.mark.parametrize("again", [[], [step(2, "b"), weights(2)], [step(2, "b"), weights(2), step(2, "b"), step(3)]])
+async def test_a_step_told_again_changes_nothing(log: Log, again: list[Output]) -> None:
+    await tell(log, [*FIRST, *again])
+    assert await read_done(log, next_batch=1, unsaved=3) == Done(published=3, rejected={"b": "lost", "c": "lost"})
+
+
+async def test_what_was_rejected_is_found_behind_junk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.batch.prior_steps._STEPS_TAIL", 5)
+    monkeypatch.setattr("learner.batch.prior_steps._WEIGHTS_TAIL", 5)
+    await tell(log, FIRST, junk=200)
+    assert await read_done(log, next_batch=1, unsaved=3) == Done(published=3, rejected={"b": "lost", "c": "lost"})
+
+
+@pytest.mark.parametrize("unsaved", [4, 100])
+async def test_what_a_life_has_done_beyond_its_checkpoint_is_found_behind_the_next_life(
+    log: Log, monkeypatch: pytest.MonkeyPatch, unsaved: int
+) -> None:
+    """A first life did batches 0 to 23 and had saved 20; a second began there, did two, saved, and died."""
+    monkeypatch.setattr("learner.batch.prior_steps._STEPS_TAIL", 1)
+    first = [step(number + 1, f"r{number}") for number in range(24)]
+    again = [step(21, "r20"), step(22, "r21")]
+    await tell(log, [*first, *again])
+    assert set((await read_done(log, next_batch=22, unsaved=unsaved)).rejected) == {"r22", "r23"}

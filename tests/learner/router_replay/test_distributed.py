@@ -1,0 +1,148 @@
+"""Router replay under FSDP2 on two real gloo ranks, with activation checkpointing and late backward passes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from learner.router_replay import recorded, replayed
+
+RANKS = 2
+TRAINED = ("Qwen3Moe", "Mixtral", "Olmoe", "DeepseekV3")
+
+
+def tiny_models() -> ModuleType:
+    """The builders of test_replay, next to this file; tests are no package."""
+    spec = importlib.util.spec_from_file_location("test_replay", Path(__file__).with_name("test_replay.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sharded(model: Any, **policy: Any) -> Any:
+    for layer in model.model.layers:
+        fully_shard(layer, mp_policy=MixedPrecisionPolicy(**policy))
+    return fully_shard(model, mp_policy=MixedPrecisionPolicy(**policy))
+
+
+def check_gradients(tiny: ModuleType, family: str, rank: int) -> None:
+    """Two micro-batches a rank, each rank its own routes; the gradient is the mean over ranks of the plain model's."""
+    plain, model = tiny.build(family), tiny.build(family)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    sharded(model)
+    layers = len(tiny.moe_routers(plain))
+
+    def share(of_rank: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seed = 10 * of_rank + part
+        return tiny.tokens(seed=seed), tiny.random_routes(14, layers, seed=seed)
+
+    flips = []
+    for of_rank in range(RANKS):
+        for part in range(2):
+            ids, routes = share(of_rank, part)
+            with replayed(plain, routes) as replay:
+                loss = tiny.scalar(plain(ids).logits) / RANKS
+            torch.autograd.backward(loss)
+            if of_rank == rank:
+                flips.append(replay.flips())
+    losses = []
+    for part in range(2):
+        ids, routes = share(rank, part)
+        with replayed(model, routes) as replay:
+            losses.append(tiny.scalar(model(ids).logits))
+        assert replay.flips().flipped.tolist() == flips[part].flipped.tolist()
+        assert replay.flips().share > 0.2
+    for loss in losses:
+        torch.autograd.backward(loss)
+    for (name, expected), got in zip(plain.named_parameters(), model.parameters(), strict=True):
+        if expected.grad is None:
+            assert got.grad is None, name
+            continue
+        assert isinstance(got.grad, DTensor)
+        torch.testing.assert_close(got.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def check_own_routes(tiny: ModuleType, family: str, experts: str, precision: str) -> None:
+    """Replay of the routes that the sharded model itself has chosen: logits and gradients to the last bit."""
+    policy = {} if precision == "f32" else {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
+    model = sharded(tiny.build(family, experts), **policy)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor | None]:
+        torch.autograd.backward(tiny.scalar(logits))
+        found = [None if p.grad is None else p.grad.full_tensor().clone() for p in model.parameters()]
+        # Now, and not before the next backward pass: between a forward pass and that FSDP2 shows the whole parameters.
+        model.zero_grad()
+        return found
+
+    with recorded(model) as record:
+        native = model(tiny.tokens()).logits
+    expected = gradients(native)
+    with replayed(model, record.routes) as replay:
+        again = model(tiny.tokens()).logits
+    said = f"{family}, {experts}, {precision}"
+    assert native.dtype == (torch.float32 if precision == "f32" else torch.bfloat16)
+    assert torch.equal(native, again), said
+    assert replay.flips().share == 0.0 and int(replay.flips().decisions.sum()) > 0, said
+    for one, other in zip(expected, gradients(again), strict=True):
+        assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other)), (
+            said
+        )
+    # What was compared depends on the routes: another token's give other logits.
+    with replayed(model, record.routes.roll(1, 0)):
+        assert not torch.equal(model(tiny.tokens()).logits, native), said
+
+
+def worker() -> None:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=os.environ["MEETING_POINT"], rank=rank, world_size=RANKS)
+    tiny = tiny_models()
+    for family in TRAINED:
+        check_gradients(tiny, family, rank)
+        for experts in ("eager", "grouped_mm"):
+            for precision in ("f32", "bf16"):
+                check_own_routes(tiny, family, experts, precision)
+    dist.destroy_process_group()
+
+
+def test_replay_under_fsdp2(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(RANKS),
+                "MEETING_POINT": f"file://{tmp_path / 'store'}",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(Path(__file__).parents[3]),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    worker()

@@ -1,0 +1,443 @@
+"""The dispatcher's pure state against a small world that drops, batches, trains and kills."""
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from producers.dispatcher.admission import Admission
+from producers.dispatcher.curriculum import UniformCurriculum
+from producers.dispatcher.dispatch import Dispatch
+from producers.dispatcher.evaluations import Evaluations, WeightVersions
+from producers.dispatcher.length_estimator import LengthEstimate
+from producers.dispatcher.settings import DispatcherSettings
+from producers.dispatcher.sources import JsonlSource, Prompt
+from schemas import (
+    BatchPlanned,
+    DeadLetter,
+    Event,
+    GroupDropped,
+    GroupEvaluated,
+    GroupReady,
+    GroupRequested,
+    Member,
+    Ref,
+    StepCompleted,
+    WeightsApplied,
+    WeightsPublished,
+    encode,
+)
+
+
+def prompts(count: int, task: str = "t") -> list[Prompt]:
+    return [
+        Prompt.of(task=task, verifier="exact_match", reference=str(i), text=f"{task}{i}=", origin=f"line {i}")
+        for i in range(count)
+    ]
+
+
+def configured(**values: object) -> DispatcherSettings:
+    return DispatcherSettings(**({"source": JsonlSource(path="unused")} | values))  # type: ignore[arg-type]
+
+
+def ready(request: GroupRequested, tokens: int = 5) -> GroupReady:
+    member = Member(rollout_id="r", rollout=Ref("rollouts", 0, 0), response_tokens=tokens)
+    return GroupReady(
+        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, members=(member,),
+        reward_mean=0.5, reward_std=0.5, time_s=0, deadline_s=request.deadline_s,
+    )  # fmt: skip
+
+
+def dropped(request: GroupRequested) -> GroupDropped:
+    return GroupDropped(
+        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, reason="zero_variance",
+        members=(), time_s=0,
+    )  # fmt: skip
+
+
+def evaluated(request: GroupRequested) -> GroupEvaluated:
+    assert request.evaluation is not None
+    return GroupEvaluated(
+        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, members=(), time_s=0,
+        evaluation=request.evaluation,
+    )  # fmt: skip
+
+
+def planned(batch: int, groups: Sequence[str]) -> BatchPlanned:
+    return BatchPlanned(batch=batch, groups=tuple(groups), sequences=(), ranks=(), token_budget=1, time_s=0)
+
+
+def completed(batch: int) -> StepCompleted:
+    return StepCompleted(
+        step=batch, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0
+    )
+
+
+def published(version: int) -> WeightsPublished:
+    return WeightsPublished(
+        version=version, kind="full", precision="bf16", files=(), tensors=0, parent_step=version, time_s=0
+    )
+
+
+def applied(producer: str, version: int) -> WeightsApplied:
+    return WeightsApplied(producer_id=producer, version=version, time_s=0)
+
+
+def started(dispatch: Dispatch) -> Dispatch:
+    dispatch.rebuilt()
+    return dispatch
+
+
+def of(requests: Sequence[GroupRequested], purpose: str) -> list[GroupRequested]:
+    return [request for request in requests if request.purpose == purpose]
+
+
+class World:
+    """Everything that other services would write, by topic, as a log."""
+
+    def __init__(self, rng: random.Random, groups_per_batch: int) -> None:
+        self.rng = rng
+        self.size = groups_per_batch
+        self.log: dict[str, list[Event]] = {"prompts": [], "groups": [], "batches": [], "steps": [], "weights": []}
+        self.open: list[GroupRequested] = []
+        self.complete: list[GroupRequested] = []
+        self.untrained: list[int] = []
+        self.slots = 0
+
+    def request(self, requests: Sequence[GroupRequested]) -> None:
+        self.log["prompts"] += requests
+        self.open += requests
+        self.slots += len(of(requests, "train"))
+
+    def step(self) -> list[Event]:
+        """One thing happens; what was written."""
+        events: list[Event] = []
+        if self.open and self.rng.random() < 0.7:
+            request = self.open.pop(self.rng.randrange(len(self.open)))
+            if request.purpose == "evaluate":
+                events = [evaluated(request)]
+            elif self.rng.random() < 0.4:
+                events = [dropped(request)]
+                self.slots -= 1
+            else:
+                events = [ready(request)]
+                self.complete.append(request)
+            self.log["groups"] += events
+        elif len(self.complete) >= self.size:
+            batch, self.complete = self.complete[: self.size], self.complete[self.size :]
+            number = len(self.log["batches"])
+            events = [planned(number, [request.group_id for request in batch])]
+            self.log["batches"] += events
+            self.untrained.append(number)
+        elif self.untrained:
+            number = self.untrained.pop(0)
+            events = [completed(number), published(number + 1)]
+            self.log["steps"].append(events[0])
+            self.log["weights"].append(events[1])
+            self.slots -= self.size
+        return events
+
+    def replayed(self) -> list[Event]:
+        """The whole log; each topic in its order, the topics interleaved in any way."""
+        rest = {name: list(events) for name, events in self.log.items() if events}
+        merged: list[Event] = []
+        while rest:
+            name = self.rng.choice(sorted(rest))
+            merged.append(rest[name].pop(0))
+            if not rest[name]:
+                del rest[name]
+        return merged
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    train=st.integers(1, 12),
+    held=st.integers(0, 3),
+    every=st.integers(0, 3),
+    staleness=st.integers(0, 2),
+    crash=st.floats(0, 0.2),
+)
+def test_through_crashes_every_group_is_asked_for_once_and_the_window_holds(
+    seed: int, train: int, held: int, every: int, staleness: int, crash: float
+) -> None:
+    rng = random.Random(seed)
+    setup = configured(groups_per_batch=3, max_staleness=staleness, evaluate_every=every)
+    window = setup.window_groups
+    sources = prompts(train), prompts(held, "held")
+    world, dispatch = World(rng, 3), started(Dispatch(setup, *sources, run_seed=seed))
+    for tick in range(80):
+        requests = dispatch.due(float(tick))
+        if rng.random() < crash:
+            # Killed before the transaction: nothing of it is on the log.
+            dispatch = Dispatch(setup, *sources, run_seed=seed)
+            for event in world.replayed():
+                dispatch.on_event(event)
+            dispatch.rebuilt()
+            assert dispatch.admission.outstanding == world.slots
+            assert dispatch.evaluating.outstanding == len(of(world.open, "evaluate"))
+            continue
+        world.request(requests)
+        assert dispatch.admission.outstanding == world.slots == window, "a free slot is filled at once, and no more"
+        # Its own requests come back from the log as well, also later than what became of them.
+        events = [*requests, *world.step()]
+        rng.shuffle(events)
+        for event in events:
+            dispatch.on_event(event)
+    asked = [event for event in world.log["prompts"] if isinstance(event, GroupRequested)]
+    assert len({request.group_id for request in asked}) == len(asked)
+    assert [request.sequence for request in asked] == list(range(len(asked)))
+    visits = {p.prompt_id: [r.visit for r in asked if r.prompt_id == p.prompt_id] for p in (*sources[0], *sources[1])}
+    assert all(sorted(seen) == list(range(len(seen))) for seen in visits.values()), "visits count up without a hole"
+    counts = [len(visits[p.prompt_id]) for p in sources[0]]
+    assert max(counts) - min(counts) <= 1, "every prompt once an epoch"
+    rounds = [r.evaluation for r in asked if r.purpose == "evaluate"]
+    assert all(rounds.count(number) == held for number in set(rounds)) and (not held or 0 in rounds)
+
+
+def test_the_order_is_the_seeds_alone_and_differs_between_epochs() -> None:
+    ids = [f"p{i}" for i in range(50)]
+    first = UniformCurriculum(ids, seed=1).choose(100, 8)
+    assert first == UniformCurriculum(list(reversed(ids)), seed=1).choose(100, 8)
+    assert first != UniformCurriculum(ids, seed=2).choose(100, 8)
+    assert sorted(i for i, _, _ in first[:50]) == sorted(ids) == sorted(i for i, _, _ in first[50:])
+    assert [i for i, _, _ in first[:50]] != [i for i, _, _ in first[50:]]
+    assert {visit for _, visit, _ in first[:50]} == {0} and {visit for _, visit, _ in first[50:]} == {1}
+
+
+def test_the_order_resumes_where_the_log_ends_also_when_old_requests_are_gone() -> None:
+    ids = [f"p{i}" for i in range(10)]
+    whole = UniformCurriculum(ids, seed=3).choose(50, 1)
+    for cut in range(40):
+        for oldest in (0, max(0, cut - 12), max(0, cut - 1)):
+            resumed = UniformCurriculum(ids, seed=3)
+            for prompt_id, visit, _ in whole[oldest:cut]:
+                resumed.visited(prompt_id, visit)
+            chosen = resumed.choose(10, 1)
+            if cut - oldest >= 10 or oldest == 0:
+                assert chosen == whole[cut : cut + 10]
+            used = {(i, visit) for i, visit, _ in whole[oldest:cut]}
+            assert not used & {(i, visit) for i, visit, _ in chosen}
+
+
+def test_refused_prompts_are_left_out_and_none_left_means_none_chosen() -> None:
+    curriculum = UniformCurriculum(["a", "b"], seed=0)
+    curriculum.refused("a")
+    assert curriculum.choose(3, 1) == [("b", 0, 1), ("b", 1, 1), ("b", 2, 1)]
+    curriculum.refused("b")
+    curriculum.refused("no prompt of the source")
+    assert curriculum.choose(3, 1) == []
+
+
+def test_a_group_without_outcome_frees_its_slot_after_deadline_and_grace_by_name() -> None:
+    setup = configured(groups_per_batch=1, max_staleness=1, group_timeout_s=100.0, outcome_grace_s=20.0)
+    dispatch = started(Dispatch(setup, prompts(5), [], run_seed=0))
+    first, second = dispatch.due(0.0)
+    dispatch.on_event(ready(second))
+    assert dispatch.next_time_s() == 120.0 and dispatch.due(119.0) == []
+    dispatch.give_up(119.9)
+    assert dispatch.notes() == []
+    dispatch.give_up(120.0)
+    (note,) = dispatch.notes()
+    assert first.group_id in note and "20 s after its deadline" in note and dispatch.notes() == []
+    assert len(dispatch.due(121.0)) == 1, "the complete group keeps its slot, whatever its deadline was"
+    dispatch.on_event(dropped(first))
+    assert dispatch.admission.free() == 0, "a late outcome frees nothing a second time"
+
+
+def test_a_step_before_its_plan_and_twice_frees_the_slots_once() -> None:
+    admission = Admission(window_groups=2, grace_s=1.0)
+    admission.rebuilt()
+    for name in "ab":
+        admission.requested(name, 10.0)
+    admission.trained(0)
+    assert admission.outstanding == 2
+    admission.planned(0, ("a", "b"))
+    admission.trained(0)
+    assert admission.outstanding == 0 and admission.free() == 2
+
+
+def test_a_step_read_ahead_of_its_plan_while_the_state_is_rebuilt_frees_the_slots() -> None:
+    admission = Admission(window_groups=2, grace_s=1.0)
+    for name in "ab":
+        admission.requested(name, 10.0)
+    admission.trained(0)
+    admission.rebuilt()
+    admission.planned(0, ("a", "b"))
+    assert admission.outstanding == 0 and admission.free() == 2
+
+
+def test_no_training_prompt_beyond_the_last_planned_batch() -> None:
+    setup = configured(groups_per_batch=2, max_staleness=1, max_steps=1)
+    dispatch = started(Dispatch(setup, prompts(9), [], run_seed=0))
+    first, second, third, fourth = dispatch.due(0.0)
+    dispatch.on_event(dropped(third))
+    assert len(dispatch.due(1.0)) == 1
+    for request in (first, second):
+        dispatch.on_event(ready(request))
+    dispatch.on_event(planned(0, [first.group_id, second.group_id]))
+    dispatch.on_event(dropped(fourth))
+    assert dispatch.due(2.0) == [] and not dispatch.finished()
+    dispatch.on_event(completed(0))
+    assert dispatch.due(3.0) == [] and dispatch.admission.outstanding == 1
+    assert dispatch.finished() and dispatch.waiting() == []
+
+
+def test_a_batch_that_somebody_else_wrote_does_not_end_the_asking() -> None:
+    setup = configured(groups_per_batch=1, max_staleness=0, max_steps=3)
+    dispatch = started(Dispatch(setup, prompts(9), [], run_seed=0))
+    for number in range(2):
+        (request,) = dispatch.due(0.0)
+        dispatch.on_event(ready(request))
+        dispatch.on_event(planned(number, [request.group_id]))
+        dispatch.on_event(planned(4000, ["stranger"]))
+        dispatch.on_event(completed(number))
+        dispatch.on_event(published(number + 1))
+    assert len(dispatch.due(0.0)) == 1
+
+
+def test_requests_carry_what_was_configured_and_the_newest_weights() -> None:
+    setup = configured(samples=4, group_timeout_s=50.0)
+    dispatch = Dispatch(setup, prompts(3), [], run_seed=0)
+    dispatch.on_event(published(7))
+    dispatch.on_event(published(6))
+    request = started(dispatch).due(1000.0)[0]
+    assert (request.samples, request.deadline_s, request.time_s, request.version) == (4, 1050.0, 1000.0, 7)
+    assert request.sampling.max_tokens == 1024 and request.prompt is not None and request.purpose == "train"
+
+
+def test_held_back_rounds_come_first_then_every_so_many_steps_and_last() -> None:
+    setup = configured(groups_per_batch=1, max_staleness=0, evaluate_every=2, evaluate_samples=3, max_steps=5)
+    dispatch = started(Dispatch(setup, prompts(4), prompts(2, "held"), run_seed=0))
+    rounds: dict[int, int] = {}
+    requests = dispatch.due(0.0)
+    assert [r.purpose for r in requests] == ["evaluate", "evaluate", "train"]
+    assert all(r.samples == 3 for r in of(requests, "evaluate"))
+    for batch in range(5):
+        (training,) = of(requests, "train")
+        rounds |= {r.evaluation: batch for r in of(requests, "evaluate") if r.evaluation is not None}
+        dispatch.on_event(ready(training))
+        dispatch.on_event(planned(batch, [training.group_id]))
+        dispatch.on_event(completed(batch))
+        dispatch.on_event(published(batch + 1))
+        requests = dispatch.due(float(batch))
+    assert rounds == {0: 0, 2: 2, 4: 4} and requests != []
+    assert {r.evaluation for r in requests} == {5}, "no producer is known, so nobody is waited for"
+    assert dispatch.due(100.0) == [], "a round is asked for once"
+
+
+def last_round(producers: dict[str, int], newest: int) -> Dispatch:
+    setup = configured(groups_per_batch=1, evaluate_every=0, max_steps=1, final_evaluation_wait_s=30.0)
+    dispatch = Dispatch(setup, prompts(4), prompts(2, "held"), run_seed=0)
+    started(dispatch).due(0.0)
+    for event in (planned(0, ()), completed(0), published(newest)):
+        dispatch.on_event(event)
+    for producer, version in producers.items():
+        dispatch.on_event(applied(producer, version))
+    return dispatch
+
+
+def test_the_last_round_waits_for_every_producer_to_hold_the_last_weights() -> None:
+    dispatch = last_round({"producer-0": 0, "producer-1": 1}, newest=1)
+    assert dispatch.due(10.0) == []
+    assert dispatch.waiting() == ["for weights 1 to be applied by producer-0 before the last held-back round"]
+    dispatch.on_event(applied("producer-0", 1))
+    requests = dispatch.due(11.0)
+    assert [r.evaluation for r in requests] == [1, 1] and {r.visit for r in requests} == {1}
+    assert dispatch.notes() == [] and not dispatch.finished()
+    # Two of round 0 are outstanding as well.
+    for prompt, visit in ((request.prompt_id, visit) for request in requests for visit in (0, 1)):
+        assert not dispatch.finished()
+        dispatch.on_event(evaluated(msgspec.structs.replace(requests[0], group_id=f"{prompt}.{visit}")))
+    assert dispatch.finished()
+
+
+def test_the_last_round_does_not_wait_for_ever() -> None:
+    dispatch = last_round({"producer-0": 0}, newest=0)
+    assert dispatch.due(10.0) == [] and dispatch.next_time_s() == 40.0
+    requests = dispatch.due(40.0)
+    assert [r.evaluation for r in requests] == [1, 1]
+    (note,) = dispatch.notes()
+    assert "weights 1 are not applied (the newest published are 0) after 30 s" in note
+
+
+def test_a_round_that_a_crash_cut_in_two_is_completed_and_a_missed_one_skipped() -> None:
+    rounds = Evaluations(["a", "b", "c"], every=2, max_steps=None)
+    rounds.visited("a", 0)
+    rounds.requested(0, "a")
+    assert rounds.due(1, False) == (0, [("b", 0), ("c", 0)])
+    assert Evaluations(["a"], every=0, max_steps=9).due(5, False) is None
+    assert rounds.due(7, False) == (6, [("a", 1), ("b", 0), ("c", 0)])
+
+
+def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> None:
+    dispatch = started(Dispatch(configured(groups_per_batch=1, max_staleness=0), prompts(2), [], run_seed=0))
+    (request,) = dispatch.due(0.0)
+    letter = DeadLetter(
+        source=Ref("prompts", 0, 0), stage="producer", error="prompt of 9999 tokens", data=encode(request), time_s=1.0
+    )
+    dispatch.on_event(letter)
+    assert "prompt of 9999 tokens" in dispatch.notes()[0]
+    (other,) = dispatch.due(1.0)
+    dispatch.on_event(dropped(other))
+    (again,) = dispatch.due(2.0)
+    assert other.prompt_id == again.prompt_id != request.prompt_id
+    for broken in (b"\xc1", encode(ready(request))):
+        dispatch.on_event(
+            DeadLetter(source=Ref("prompts", 0, 0), stage="producer", error="no event", data=broken, time_s=1.0)
+        )
+
+
+def test_a_purged_letter_still_refuses_its_prompt_after_a_restart() -> None:
+    """Of the letter only its source and its record's key are left."""
+    setup = configured(groups_per_batch=2, max_staleness=0)
+    first, second = started(Dispatch(setup, prompts(2), [], run_seed=0)).due(0.0)
+    word = DeadLetter(
+        source=Ref("prompts", 0, 0), stage="producer", error="it kills the engine", data=b"", time_s=1.0,
+        key=first.group_id.encode(), purged=True,
+    )  # fmt: skip
+    successor = Dispatch(setup, prompts(2), [], run_seed=0)
+    for event in (word, first, second, dropped(second), msgspec.structs.replace(word, key=b"\xff.0")):
+        successor.on_event(event)
+    successor.rebuilt()
+    assert successor.admission.outstanding == 0
+    assert {request.prompt_id for request in successor.due(2.0)} == {second.prompt_id}
+
+
+def test_longest_first_once_lengths_are_known() -> None:
+    setup = configured(groups_per_batch=4, max_staleness=0)
+    dispatch = started(Dispatch(setup, prompts(4), [], run_seed=0))
+    first = dispatch.due(0.0)
+    assert all(request.predicted_tokens is None for request in first)
+    lengths = dict(zip((request.prompt_id for request in first), (7, 40, 3, 21), strict=True))
+    for request in first:
+        dispatch.on_event(ready(request, lengths[request.prompt_id]))
+    dispatch.on_event(planned(0, [request.group_id for request in first]))
+    dispatch.on_event(completed(0))
+    second = dispatch.due(1.0)
+    assert [request.predicted_tokens for request in second] == [40, 21, 7, 3]
+    assert all(lengths[request.prompt_id] == request.predicted_tokens for request in second)
+
+
+def test_an_unseen_prompt_is_predicted_from_its_task() -> None:
+    estimate = LengthEstimate()
+    assert estimate.predict("x", "t") is None
+    estimate.observe(ready(started(Dispatch(configured(), prompts(1), [], 0)).due(0.0)[0], tokens=12))
+    assert estimate.predict("x", "t") == 12 and estimate.predict("x", "other") is None
+
+
+def test_a_version_that_is_not_generated_with_yet_holds_its_part_of_the_window() -> None:
+    """What is asked for before weights are applied is generated with old ones: it must not be more than can be used."""
+    chosen = DispatcherSettings(source=JsonlSource(path="unused"), groups_per_batch=4, max_staleness=2, samples=2)
+    assert [chosen.held_groups(unapplied) for unapplied in (0, 1, 2, 5)] == [0, 4, 8, 8]
+    versions = WeightVersions()
+    assert versions.unapplied(3) == 0, "no producer is known yet"
+    versions.apply("producer-0", 1)
+    versions.apply("producer-1", 0)
+    assert versions.unapplied(3) == 2
+    admission = Admission(chosen.window_groups, grace_s=1.0)
+    for number in range(5):
+        admission.requested(f"g{number}", 10.0)
+    assert [admission.free(chosen.held_groups(unapplied)) for unapplied in (0, 1, 2)] == [7, 3, 0]

@@ -1,0 +1,31 @@
+"""A worker extension whose reload can be made as wrong as vLLM's own is on CPU: expert weights stay un-prepacked."""
+
+from typing import Any
+
+from producers.rollouts.engine.plugin import MEND_MARK
+from producers.rollouts.engine.worker_extension import WeightExtension
+
+
+class UnmendingExtension(WeightExtension):
+    """`unmend` takes the mend away and leaves its mark, so that weights are not refused for want of it."""
+
+    _mended: Any = None
+
+    def unmend(self) -> None:
+        """From now on reloads are vLLM's own."""
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+        self._mended = UnquantizedFusedMoEMethod._setup_kernel
+        plain = self._mended.__wrapped__
+
+        def setup_kernel(method: Any, layer: Any, w13: Any, w2: Any) -> None:
+            plain(method, layer, w13, w2)
+
+        setattr(setup_kernel, MEND_MARK, True)
+        UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
+
+    def mend(self) -> None:
+        """Undoes it."""
+        from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+        UnquantizedFusedMoEMethod._setup_kernel = self._mended

@@ -1,0 +1,181 @@
+"""The canary with a real engine: silent while both sides hold the same weights, loud for the known trap and damage."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from analysis.history.export import export
+from analysis.history.weight_versions import Published
+from learner.model.policy import Policy, load_model
+from learner.settings import LearnerSettings, PublishSettings
+from learner.weights import Wire
+from learner.weights.canary import CanaryWatch, compare, score
+from producers.rollouts.engine.engine import RolloutEngine
+from producers.rollouts.engine.settings import EngineSettings
+from producers.rollouts.engine.weight_files import WeightFile
+from producers.rollouts.weights.canary import scores
+from schemas import Canary, NDArray, Sampling, WeightsApplied, WeightsPublished
+from schemas import WeightFile as WireFile
+from streams.blobs.digests import digest_of
+from streams.blobs.store import BlobStore
+from streams.record import Record
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(280),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("default"),
+]
+
+MODEL = Path(__file__).parents[4] / "models" / "tiny-moe"
+WEIGHTS = MODEL / "model.safetensors"
+ROLLOUTS = (
+    "6+4+7+4=6+4=10,10+7=17,17+4=21",
+    "2+7+9+3=2+7=9,9+9=18,18+3=21",
+    "7+3+9+8=7+3=10,10+9=19,19+8=27",
+    "9+6+9+1=9+6=15,15+9=24,24+1=25",
+)
+BOUND = PublishSettings().canary_bound
+RECORD = Record("applied", 0, 0, None, b"", {}, 0.0)
+
+
+@pytest.fixture(scope="module")
+def canary() -> Canary:
+    """What the learner's float32 weights say of four of the model's own rollouts."""
+    encode = AutoTokenizer.from_pretrained(MODEL).encode
+    ids = np.array([encode(text)[:24] for text in ROLLOUTS], np.uint32)
+    settings = LearnerSettings(model=str(MODEL))
+    return score(Policy(load_model(MODEL, settings), settings.chunk_tokens), ids, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as `eachprompt weights export` writes it: version 2, of an anchor and a delta, in two files."""
+    directory = tmp_path_factory.mktemp("exported")
+    blobs = BlobStore((directory / "blobs").as_uri())
+    wire, events = Wire(PublishSettings(kind="delta"), 2_000_000), {}
+    before = {name: tensor * 2 for name, tensor in load_file(WEIGHTS).items()}
+    for version, tensors in ((1, before), (2, load_file(WEIGHTS))):
+        (directory / str(version)).mkdir()
+        made = wire.write(tensors, version, directory / str(version))
+        files = tuple(WireFile(name=path.name, blob=blobs.put_file(path.name, path)) for path in made.paths)
+        events[version] = WeightsPublished(
+            version=version, kind=made.kind, precision="bf16", files=files, tensors=made.tensors,
+            parent_step=version, time_s=0.0, digest=made.digest, base_version=made.base_version,
+            base_digest=made.base_digest,
+        )  # fmt: skip
+    assert [event.kind for event in events.values()] == ["full", "delta"]
+    names = export(Published(events), 2, MODEL, blobs, directory / "out")
+    assert sum(name.endswith(".safetensors") for name in names) == 2
+    return directory / "out"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(exported: Path) -> AsyncIterator[RolloutEngine]:
+    """As in the demo, FP8 KV cache included; its reload can be spoilt, and vLLM's own interface is open beside ours.
+
+    It starts on an exported directory: what vLLM makes of that is what the first test compares.
+    """
+    extra = {
+        "worker_extension_cls": "tests.producers.rollouts.unmending.UnmendingExtension",
+        "weight_transfer_config": {"backend": "eachprompt"},
+    }
+    started = RolloutEngine(EngineSettings(model=str(exported), max_model_len=128, max_num_seqs=16, extra=extra))
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def alarms(engine: RolloutEngine, canary: Canary, name: str) -> tuple[int, dict[str, float]]:
+    """What the learner makes of the engine's word, through the events that carry it."""
+    gauges: dict[str, float] = {}
+    watch = CanaryWatch(BOUND, gauges.__setitem__, lambda version: None)
+    said = await scores(engine, canary, name)
+    published = WeightsPublished(
+        version=1, kind="full", precision="bf16", files=(), tensors=0, parent_step=1, time_s=0.0, canary=canary
+    )
+    # The topics are read side by side: the producer's word may come first.
+    applied = WeightsApplied(producer_id="p", version=1, time_s=0.0, canary_logprobs=said)
+    watch.on_event(applied, RECORD)
+    watch.on_event(published, RECORD)
+    print({name: round(value, 4) for name, value in gauges.items()})
+    return watch.alarms, gauges
+
+
+async def test_it_is_silent_at_the_start_and_after_an_update(engine: RolloutEngine, canary: Canary) -> None:
+    assert (await alarms(engine, canary, "start"))[0] == 0
+    await engine.update_weights(1, [WeightFile(WEIGHTS)])
+    count, gauges = await alarms(engine, canary, "updated")
+    assert count == 0
+    # Rounding stays far from the bound, so that it need not be widened for another model.
+    assert 0 < gauges["canary_drift_p"] < BOUND / 2
+
+
+async def test_a_reload_without_the_expert_mend_is_an_alarm(engine: RolloutEngine, canary: Canary) -> None:
+    await engine._llm.collective_rpc("unmend")
+    await engine.update_weights(2, [WeightFile(WEIGHTS)])
+    count, gauges = await alarms(engine, canary, "unmended")
+    await engine._llm.collective_rpc("mend")
+    await engine.update_weights(3, [WeightFile(WEIGHTS)])
+    assert count == 1 and gauges["canary_drift_p"] > 3 * BOUND
+    assert (await alarms(engine, canary, "mended"))[0] == 0
+
+
+async def test_one_spoilt_matrix_is_an_alarm(engine: RolloutEngine, canary: Canary, tmp_path: Path) -> None:
+    tensors = load_file(WEIGHTS)
+    tensors["model.layers.1.self_attn.o_proj.weight"] *= -1
+    save_file(tensors, tmp_path / "spoilt.safetensors", {"format": "pt"})
+    await engine.update_weights(4, [WeightFile(tmp_path / "spoilt.safetensors")])
+    count, gauges = await alarms(engine, canary, "spoilt")
+    await engine.update_weights(5, [WeightFile(WEIGHTS)])
+    assert count == 1 and gauges["canary_drift_p"] > 2 * BOUND
+
+
+async def test_it_does_not_wait_behind_the_rollouts(engine: RolloutEngine, canary: Canary) -> None:
+    """Sixteen places, far more requests: the set is scored long before those that came before it are done."""
+    many = [
+        asyncio.create_task(engine.generate([5, 11, 4], Sampling(max_tokens=100), f"many-{n}", ignore_eos=True))
+        for n in range(160)
+    ]
+    while not any(task.done() for task in many):
+        await asyncio.sleep(0.01)
+    said = await scores(engine, canary, "crowded")
+    waiting = sum(not task.done() for task in many)
+    await asyncio.gather(*many)
+    drift = compare(canary, said, 1, "p")
+    print(f"{waiting} of {len(many)} rollouts were not done; drift in the crowd {drift.mean:.4f}")
+    assert waiting > len(many) / 2 and drift.mean < BOUND / 2
+
+
+async def test_vllms_own_interface_loads_the_published_files(
+    engine: RolloutEngine, canary: Canary, tmp_path: Path
+) -> None:
+    other = tmp_path / "negated.safetensors"
+    tensors = load_file(WEIGHTS)
+    tensors["lm_head.weight"] *= -1
+    save_file(tensors, other, {"format": "pt"})
+    before = (await scores(engine, canary, "before")).numpy()
+    rpc: Any = engine._llm.collective_rpc
+    digest = digest_of(WEIGHTS.read_bytes())
+    await rpc("init_weight_transfer_engine", args=({},))
+    for path, kept in ((other, False), (WEIGHTS, True)):
+        await rpc("start_weight_update")
+        await rpc("update_weights", args=({"files": [(str(path), digest if kept else None)]},))
+        await rpc("finish_weight_update")
+        after = (await scores(engine, canary, f"after-{kept}")).numpy()
+        assert (before == after).all() == kept
+
+
+async def test_a_word_that_is_no_log_prob_is_an_infinite_drift() -> None:
+    own = Canary(token_ids=NDArray.of(np.array([[1, 2, 3]], "u4")), logprobs=NDArray.of(np.array([[-1.0, -2.0]], "f4")))
+    for said in (np.array([[-1.0]], "f4"), np.array([[-1.0, np.nan]], "f4")):
+        assert compare(own, NDArray.of(said), 1, "p").mean == float("inf")
+    assert compare(own, NDArray.of(np.array([[-1.5, -2.0]], "f4")), 1, "p").mean == 0.25
