@@ -32,7 +32,7 @@ from deploy.config.layout import process_name
 from deploy.config.run import RunConfig, load, read
 from deploy.local.processes import service_units
 from deploy.local.session import Session, quiet_clients
-from learner.phases import read_phases
+from learner.training.phases import read_phases
 from schemas import BatchPlanned, PlannedSequence, StepCompleted, decode
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.reader import Reader

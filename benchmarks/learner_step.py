@@ -29,7 +29,7 @@ from learner.model.policy import build_policy, model_shape, stored_tensors
 from learner.ranks.group import join, leave
 from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 
 

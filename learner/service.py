@@ -5,41 +5,41 @@ import os
 from typing import TYPE_CHECKING
 
 from learner.errors import ForeignCheckpointError, ModelError
-from learner.ranks.serial_thread import Lane
+from learner.ranks.serial_thread import SerialThread
 from learner.settings import LearnerSettings
 from streams.errors import ConfigurationError
 from streams.processes.amx import apply_environment
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 if TYPE_CHECKING:
-    from learner.training import Training
+    from learner.training.loop import Training
 
 
 def _training() -> "type[Training]":
-    from learner.training import Training
+    from learner.training.loop import Training
 
     return Training
 
 
-async def main(scope: Scope, settings: LearnerSettings) -> None:
+async def main(service: ServiceContext, settings: LearnerSettings) -> None:
     """Train on every batch of the run until asked to stop; after `max_steps` idle until then.
 
     ConfigurationError: a model or setting that cannot work. LearnerError: this rank failed, or another one did; the
     supervisor starts all of them again and they go on from the newest checkpoint.
     """
-    if scope.context.replicas != settings.ranks:
+    if service.run_context.replicas != settings.ranks:
         raise ConfigurationError(
-            f"learner ranks is {settings.ranks} and {scope.context.replicas} learner processes were started"
+            f"learner ranks is {settings.ranks} and {service.run_context.replicas} learner processes were started"
         )
     # Both have to be in the environment before torch is imported, and with it the rest of this package.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if settings.precision == "bf16":
         await asyncio.to_thread(apply_environment)
     # Beside the event loop: a SIGTERM while torch is imported is heard at once.
-    lane = Lane("import")
+    lane = SerialThread("import")
     training = await lane.run(_training)
     lane.close()
     try:
-        await training(scope, settings).run()
+        await training(service, settings).run()
     except (ModelError, ForeignCheckpointError) as error:
         raise ConfigurationError(str(error)) from error

@@ -15,7 +15,7 @@ from streams.log.clients import Writer
 from streams.log.fetch import RecordFetcher
 from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 Take = Callable[[Sequence[PlannedSequence], list[Record]], Awaitable[list[float]]]
 """Decodes records as far as the learner's hands; the unix times at which they were finished."""
@@ -23,19 +23,19 @@ Take = Callable[[Sequence[PlannedSequence], list[Record]], Awaitable[list[float]
 _READ_AT_ONCE = 2
 
 
-async def main(scope: Scope, shape: Shape) -> None:
+async def main(service: ServiceContext, shape: Shape) -> None:
     """The service: ends by itself when everything is there, and writes `arrival.json`."""
-    log, received, steps, record_bytes = scope.log, 0, 0, 0
+    log, received, steps, record_bytes = service.log, 0, 0, 0
     ages_s: list[float] = []
     first_s = float("inf")
-    take = _learner(scope, shape) if shape.tokens else _views
+    take = _learner(service, shape) if shape.tokens else _views
     async with (
         Reader(log, {("batches", 0): 0}) as reader,
         RecordFetcher(log, "rollouts") as fetcher,
         Writer(log) as out,
     ):
-        scope.ready()
-        while received < shape.rollouts and not scope.stopping.is_set():
+        service.ready()
+        while received < shape.rollouts and not service.stopping.is_set():
             for record in await reader.poll(0.2):
                 plan = decode(record.value)
                 if not isinstance(plan, BatchPlanned):
@@ -54,7 +54,7 @@ async def main(scope: Scope, shape: Shape) -> None:
         received, first_s, time.time(), 1e3 * float(p50_s), 1e3 * float(p99_s), record_bytes / received,
         received * shape.tokens * shape.routes[0] * shape.routes[1],
     )  # fmt: skip
-    (Path(scope.context.directory) / "arrival.json").write_bytes(msgspec.json.encode(arrival))
+    (Path(service.run_context.directory) / "arrival.json").write_bytes(msgspec.json.encode(arrival))
 
 
 async def _views(sequences: Sequence[PlannedSequence], records: list[Record]) -> list[float]:
@@ -69,7 +69,7 @@ async def _views(sequences: Sequence[PlannedSequence], records: list[Record]) ->
     return found
 
 
-def _learner(scope: Scope, shape: Shape) -> Take:
+def _learner(service: ServiceContext, shape: Shape) -> Take:
     """What the learner does with a record: the body read and verified, the routes checked, tensors made."""
     from learner.batch.decode import to_rollout
     from learner.model.policy import ModelShape
@@ -79,7 +79,7 @@ def _learner(scope: Scope, shape: Shape) -> Take:
 
     async def one(sequence: PlannedSequence, record: Record) -> float:
         async with slots:
-            rollout = await asyncio.to_thread(to_rollout, sequence, record, model, scope.blobs, 0)
+            rollout = await asyncio.to_thread(to_rollout, sequence, record, model, service.blobs, 0)
         assert rollout.routes is not None and rollout.routes.shape == (shape.tokens, *shape.routes)
         event = await asyncio.to_thread(decode, record.value)
         assert isinstance(event, RolloutCompleted)

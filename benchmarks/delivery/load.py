@@ -19,7 +19,7 @@ from producers.rollouts.event import routes_on_wire
 from schemas import Event, StepCompleted
 from streams.log.clients import enqueue
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 
 GO: Final = "go"
@@ -34,8 +34,8 @@ _BODIES: Final = 2
 class Load:
     """Writes the rollouts."""
 
-    def __init__(self, scope: Scope, shape: Shape) -> None:
-        self._scope = scope
+    def __init__(self, service: ServiceContext, shape: Shape) -> None:
+        self._service = service
         self._shape = shape
         self._trained = 0
         self._room = asyncio.Event()
@@ -43,18 +43,18 @@ class Load:
 
     async def run(self) -> None:
         """Write them all and wait until the broker has them."""
-        self._scope.spawn(follow(self._scope, ["steps"], on=self._on_step), "steps")
+        self._service.spawn(follow(self._service, ["steps"], on=self._on_step), "steps")
         played = Played(self._shape)
         if self._shape.tokens:
             self._body = routes(self._shape.tokens, *self._shape.routes)
-        producer = self._scope.log.producer()
+        producer = self._service.log.producer()
         await producer.start()
-        self._scope.ready()
-        await asyncio.to_thread(_wait_for_go, self._scope.context.directory / GO)
+        self._service.ready()
+        await asyncio.to_thread(_wait_for_go, self._service.run_context.directory / GO)
         write = self._write_bodies if self._shape.tokens else self._write
         await write(producer, played)
         await producer.stop()
-        await self._scope.stopping.wait()
+        await self._service.stopping.wait()
 
     async def _write(self, producer: Any, played: Played) -> None:
         deliveries: list[Awaitable[Any]] = []
@@ -65,7 +65,7 @@ class Load:
             if due_s and (early_s := started_s + due_s - time.monotonic()) > 0:
                 await asyncio.sleep(early_s)
             output = Output("rollouts", due.event(time.time()), key=due.group_id)
-            deliveries.append(await enqueue(self._scope.log, producer, output))
+            deliveries.append(await enqueue(self._service.log, producer, output))
             if len(deliveries) >= _GATHERED:
                 await asyncio.gather(*deliveries)
                 deliveries.clear()
@@ -76,12 +76,12 @@ class Load:
         slots = asyncio.Semaphore(_BODIES)
 
         async def write(due: Due) -> None:
-            context = self._scope.context
+            context = self._service.run_context
             async with slots:
                 name = f"{due.group_id}.{due.member}"
-                checked = await routes_on_wire(name, self._body, EXPERTS, self._scope.blobs, context.inline_max_bytes)
+                checked = await routes_on_wire(name, self._body, EXPERTS, self._service.blobs, context.inline_max_bytes)
                 event = msgspec.structs.replace(due.event(time.time()), routes=checked)
-                await (await enqueue(self._scope.log, producer, Output("rollouts", event, key=due.group_id)))
+                await (await enqueue(self._service.log, producer, Output("rollouts", event, key=due.group_id)))
 
         async with asyncio.TaskGroup() as tasks:
             for written, (_, due) in enumerate(played):
@@ -104,6 +104,6 @@ def _wait_for_go(go: Path) -> None:
         time.sleep(_LOOKED_S)
 
 
-async def main(scope: Scope, shape: Shape) -> None:
+async def main(service: ServiceContext, shape: Shape) -> None:
     """The service."""
-    await Load(scope, shape).run()
+    await Load(service, shape).run()

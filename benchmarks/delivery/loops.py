@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 _TICK_S: Final = 0.001
 _WRITTEN_EVERY_S: Final = 0.25
@@ -67,15 +67,15 @@ def _waited_s(schedstat: RawIOBase) -> float:
     return int((schedstat.read() or b"").split()[1]) / 1e9
 
 
-async def watched(scope: Scope, name: str) -> None:
+async def watched(service: ServiceContext, name: str) -> None:
     """Watches the service's loop once it is ready, and writes `loops/<name>.json` every quarter of a second."""
     watch = Watch()
     watching = asyncio.ensure_future(watch.run())
-    path = Path(scope.context.directory) / "loops" / f"{name}.json"
+    path = Path(service.run_context.directory) / "loops" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     try:
         while True:
-            if not scope.is_ready:
+            if not service.is_ready:
                 watch.clear()
             await asyncio.sleep(_WRITTEN_EVERY_S)
             path.write_bytes(msgspec.json.encode(watch.worst))
@@ -83,7 +83,7 @@ async def watched(scope: Scope, name: str) -> None:
         watching.cancel()
 
 
-async def idle(scope: Scope) -> None:
+async def idle(service: ServiceContext) -> None:
     """The control: a service that does nothing."""
-    scope.ready()
-    await scope.stopping.wait()
+    service.ready()
+    await service.stopping.wait()

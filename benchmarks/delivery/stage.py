@@ -19,11 +19,11 @@ from consumers.rewards import service as rewards
 from consumers.rewards.settings import RewardSettings
 from streams.context import RunContext
 from streams.runtime.service import run_service
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 RUN: Final = "bench"
 
-Main = Callable[[Scope], Awaitable[None]]
+Main = Callable[[ServiceContext], Awaitable[None]]
 
 
 def mains(shape: Shape) -> dict[str, Main]:
@@ -36,24 +36,24 @@ def mains(shape: Shape) -> dict[str, Main]:
         token_budget=max(16_384, shape.tokens),
     )
     return {
-        "load": lambda scope: load.main(scope, shape),
-        "rewards": lambda scope: rewards.main(scope, reward),
-        "groups": lambda scope: groups.main(scope, GroupSettings()),
-        "batches": lambda scope: batches.main(scope, batch),
-        "feed": lambda scope: feed.main(scope, shape),
+        "load": lambda service: load.main(service, shape),
+        "rewards": lambda service: rewards.main(service, reward),
+        "groups": lambda service: groups.main(service, GroupSettings()),
+        "batches": lambda service: batches.main(service, batch),
+        "feed": lambda service: feed.main(service, shape),
         "idle": loops.idle,
     }
 
 
 def main_of(name: str, shape: Shape) -> Main:
     """The service `name`, its loop watched where bodies are in flight; else the watch would cost 3 % of a core."""
-    service = mains(shape)[name]
+    main_of_stage = mains(shape)[name]
     if not shape.tokens:
-        return service
+        return main_of_stage
 
-    async def watched(scope: Scope) -> None:
-        scope.spawn(loops.watched(scope, name), "loop")
-        await service(scope)
+    async def watched(service: ServiceContext) -> None:
+        service.spawn(loops.watched(service, name), "loop")
+        await main_of_stage(service)
 
     return watched
 

@@ -14,7 +14,7 @@ from learner.model.policy import Policy, build_policy, load_model, model_shape
 from learner.ranks.group import join, leave
 from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 from learner.weights import gather
 from scripts.build_tiny_model import evaluate
 

@@ -31,7 +31,7 @@ from schemas import (
 )
 from streams.record import Output, Record
 from streams.stages.numbering import Numbering
-from streams.stages.processor import Turn
+from streams.stages.processor import ProcessResult
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Ready:
 
 
 class Batcher:
-    """A `streams.stages.processor.Fold` over all partitions of `groups`, observing `steps`; cost (a, b) as in
+    """A `streams.stages.processor.Processor` over all partitions of `groups`, observing `steps`; cost (a, b) as in
     `packing.plan`.
     """
 
@@ -61,23 +61,23 @@ class Batcher:
         # The groups of the batches that could take a group again: what batch b holds is at least b - max_staleness old.
         self._recent: deque[tuple[str, ...]] = deque(maxlen=settings.max_staleness + 1)
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         """Takes one event of `groups`; all but GroupReady are finished at once."""
         if not isinstance(event, GroupReady):
-            return Turn(finished=(record.ref,))
+            return ProcessResult(finished=(record.ref,))
         members = tuple(member for member in event.members if member.disposition is None)
         if not members or any(event.group_id in groups for groups in self._recent):
-            return Turn(finished=(record.ref,))
+            return ProcessResult(finished=(record.ref,))
         oldest_version = min(member.oldest_version for member in members)
         ready = _Ready(oldest_version, self._arrivals, event, members, record)
         self._arrivals += 1
         if any(_tokens(member) > self._settings.token_budget for member in members):
-            return Turn(outputs=(_dropped(ready, "invalid", now_s),), finished=(record.ref,))
+            return ProcessResult(outputs=(_dropped(ready, "invalid", now_s),), finished=(record.ref,))
         self._ready.append(ready)
         self._ready.sort(key=lambda group: (group.oldest_version, group.arrival))
         return self._advance(now_s)
 
-    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         """Takes one event of `steps`: a trained batch makes room for the next."""
         # A step of a batch that was never planned is no step of this run.
         if isinstance(event, StepCompleted) and event.batch < self._planned:
@@ -91,9 +91,9 @@ class Batcher:
             self._planned = self._numbering.next
             self._recent = deque(self._numbering.items, self._recent.maxlen)
 
-    def on_time(self, now_s: float) -> Turn:
+    def on_time(self, now_s: float) -> ProcessResult:
         """Nothing here has a deadline."""
-        return Turn()
+        return ProcessResult()
 
     def next_time_s(self) -> float | None:
         """Never."""
@@ -108,7 +108,7 @@ class Batcher:
             return [f"batch {self._planned} waits for the learner to train batch {self._trained}"]
         return [f"batch {self._planned} has {ready} of {wanted} groups"]
 
-    def _advance(self, now_s: float) -> Turn:
+    def _advance(self, now_s: float) -> ProcessResult:
         outputs: list[Output] = []
         finished: list[Ref] = []
         while not self._is_over():
@@ -127,7 +127,7 @@ class Batcher:
             self._recent.append(batch.groups)
             finished += [record.ref for record in records]
             self._planned += 1
-        return Turn(outputs=tuple(outputs), finished=tuple(finished))
+        return ProcessResult(outputs=tuple(outputs), finished=tuple(finished))
 
     def _is_over(self) -> bool:
         return self._settings.max_batches is not None and self._planned >= self._settings.max_batches

@@ -9,28 +9,28 @@ from consumers.batches.cost import cost_of_model
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned
 from streams.errors import ConfigurationError
-from streams.log.tail import Recall
-from streams.runtime.service_context import Scope
-from streams.stages.processor import FoldSpec
-from streams.stages.runner import run_fold
+from streams.log.tail import Tail
+from streams.runtime.service_context import ServiceContext
+from streams.stages.processor import ProcessorSpec
+from streams.stages.runner import run_processor
 
 _RECALL_RECORDS: Final = 512
 """Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits
 (max_staleness + 1) · groups_per_batch groups at a time."""
 
 
-async def main(scope: Scope, settings: BatchSettings) -> None:
+async def main(service: ServiceContext, settings: BatchSettings) -> None:
     """Serve until the service is asked to stop. Exactly once: batches and offsets are one transaction."""
     cost = cost_of(settings)
     admitted = (settings.max_staleness + 1) * settings.groups_per_batch
-    spec = FoldSpec(
+    spec = ProcessorSpec(
         stage="batches",
         input="groups",
         observe=("steps",),
-        recall=Recall("batches", tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
+        recall=Tail("batches", tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
         shard="all",
     )
-    await run_fold(scope, spec, lambda partition: Batcher(settings, cost))
+    await run_processor(service, spec, lambda partition: Batcher(settings, cost))
 
 
 def cost_of(settings: BatchSettings) -> tuple[float, float]:

@@ -29,11 +29,11 @@ from schemas import (
 )
 from streams.errors import Poison
 from streams.record import Output, Record
-from streams.stages.processor import Turn
+from streams.stages.processor import ProcessResult
 
 
 class Aggregator:
-    """A `streams.stages.processor.Fold` over the requests and scores of one partition.
+    """A `streams.stages.processor.Processor` over the requests and scores of one partition.
 
     `known_since_s`: `on_recalled` is told of every group that was closed later (see `Memory`).
     """
@@ -44,7 +44,7 @@ class Aggregator:
         self._memory = Memory(settings.remember_s, settings.remember_groups, known_since_s)
         self._read = (-math.inf, -math.inf)
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         """Takes a request or a score. Raises Poison for others and for a member that its group did not ask for."""
         self._memory.forget(now_s)
         match event:
@@ -56,9 +56,9 @@ class Aggregator:
             case _:
                 raise Poison(f"{type(event).__name__} is not RolloutScored")
 
-    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         """No side topics: nothing to do."""
-        return Turn()
+        return ProcessResult()
 
     def on_recalled(self, event: Event, record: Record) -> None:
         """Remembers what this stage wrote before it was restarted."""
@@ -75,7 +75,7 @@ class Aggregator:
             case _:
                 pass
 
-    def on_time(self, now_s: float) -> Turn:
+    def on_time(self, now_s: float) -> ProcessResult:
         """Closes the groups whose time has passed with the members they have."""
         turns = []
         for group in self._open.due(now_s):
@@ -84,7 +84,7 @@ class Aggregator:
             else:
                 turns.append(self._close(group, now_s))
         self._memory.forget(now_s)
-        return Turn(
+        return ProcessResult(
             outputs=tuple(output for turn in turns for output in turn.outputs),
             finished=tuple(ref for turn in turns for ref in turn.finished),
         )
@@ -97,14 +97,14 @@ class Aggregator:
         """The open groups in one sentence, one of them by name."""
         return self._open.waiting(now_s)
 
-    def _requested(self, request: GroupRequested, record: Record, now_s: float) -> Turn:
+    def _requested(self, request: GroupRequested, record: Record, now_s: float) -> ProcessResult:
         if self._memory.closed(request.group_id):
-            return Turn(finished=(record.ref,))
+            return ProcessResult(finished=(record.ref,))
         asked, group = Asked.of(request, record.ref), self._open.get(request.group_id)
         if group is None and request.time_s <= self._memory.edge_s:
             # Nobody can say whether it was closed and forgotten, so that its scores are refused, and it ends.
             end = unheard_group(request.group_id, asked, now_s)
-            return Turn((Output("groups", end, key=request.group_id, cause=record),), (record.ref,))
+            return ProcessResult((Output("groups", end, key=request.group_id, cause=record),), (record.ref,))
         if group is None:
             closes_s = self._unheard_until_s(request, now_s)
             told = self._memory.rollouts(request.group_id)
@@ -112,14 +112,14 @@ class Aggregator:
         elif group.asked is None:
             group.asked = asked
         else:
-            return Turn(finished=(record.ref,))
-        return Turn()
+            return ProcessResult(finished=(record.ref,))
+        return ProcessResult()
 
-    def _scored(self, event: RolloutScored, record: Record, now_s: float) -> Turn:
+    def _scored(self, event: RolloutScored, record: Record, now_s: float) -> ProcessResult:
         if not 0 <= event.index < event.samples:
             raise Poison(f"rollout {event.rollout_id} has index {event.index} in a group of {event.samples} samples")
         if self._memory.ended(event.group_id, event.rollout):
-            return Turn(finished=(record.ref,))
+            return ProcessResult(finished=(record.ref,))
         if self._memory.closed(event.group_id):
             # An end without members may have been told of a group that nobody remembered (see `_requested`).
             heard = self._memory.heard(event.group_id)
@@ -137,12 +137,12 @@ class Aggregator:
         known = group.members.get(event.rollout_id)
         if known is not None:
             if known[0].rollout == event.rollout or event.rollout in group.told:
-                return Turn(finished=(record.ref,))
+                return ProcessResult(finished=(record.ref,))
             # Kept here too: a group may stay open for longer than what ended is remembered.
             group.told.add(event.rollout)
             return self._disposed(event, record, "duplicate", now_s)
         group.members[event.rollout_id] = (event, record)
-        return self._close(group, now_s) if group.complete else Turn()
+        return self._close(group, now_s) if group.complete else ProcessResult()
 
     def _heard_until_s(self, event: RolloutScored, now_s: float) -> float:
         # A backlog read after an outage is past its deadlines, and its groups are whole nevertheless.
@@ -166,7 +166,7 @@ class Aggregator:
         fresh = now_s - read_s < self._settings.settle_s and now_s - group.since_s < self._settings.longest_s
         return fresh and written_s < group.due_s
 
-    def _close(self, group: OpenGroup, now_s: float) -> Turn:
+    def _close(self, group: OpenGroup, now_s: float) -> ProcessResult:
         self._open.close(group.group_id)
         scores = [score for score, _ in group.members.values()]
         records = tuple(record for _, record in group.members.values())
@@ -179,14 +179,14 @@ class Aggregator:
         rollouts = tuple(score.rollout for score in scores)
         rollouts += tuple(group.told - self._memory.rollouts(group.group_id))
         self._memory.remember(group.group_id, rollouts, now_s, closed=True, requested_s=event.requested_s)
-        return Turn(
+        return ProcessResult(
             outputs=(
                 Output("groups", event, key=group.group_id, cause=records[-1] if records else None, links=records),
             ),
             finished=group.finished(),
         )
 
-    def _disposed(self, event: RolloutScored, record: Record, disposition: Disposition, now_s: float) -> Turn:
+    def _disposed(self, event: RolloutScored, record: Record, disposition: Disposition, now_s: float) -> ProcessResult:
         if disposition == "duplicate":
             self._memory.remember(event.group_id, (event.rollout,), now_s, closed=False, requested_s=event.requested_s)
         end = RolloutDisposed(
@@ -196,7 +196,7 @@ class Aggregator:
             disposition=disposition,
             time_s=now_s,
         )
-        return Turn(
+        return ProcessResult(
             outputs=(Output("groups", end, key=event.group_id, cause=record),),
             finished=(record.ref,),
         )

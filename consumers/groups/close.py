@@ -22,7 +22,7 @@ def close_group(
     | purpose `evaluate` | GroupEvaluated | evaluated |
     | no valid member | GroupDropped(invalid) | - |
     | partial, fewer than `min_samples` valid | GroupDropped(expired) | expired |
-    | valid members' rewards without variance (also: one valid) | GroupDropped(zero_variance) | zero_variance |
+    | valid members' rewards without variance (extra_inputs: one valid) | GroupDropped(zero_variance) | zero_variance |
     | the same, two or more, all passed or all failed, `zero_variance = "shape"` | GroupReady(unanimous) | none yet |
     | else | GroupReady | none yet, they are trained on |
     """

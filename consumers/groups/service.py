@@ -7,25 +7,25 @@ from consumers.groups.aggregate import Aggregator
 from consumers.groups.memory import SKEW_S
 from consumers.groups.settings import GroupSettings
 from streams.errors import StreamsError
-from streams.log.tail import Recall
-from streams.runtime.service_context import Scope
-from streams.stages.processor import FoldSpec
-from streams.stages.runner import run_fold
+from streams.log.tail import Tail
+from streams.runtime.service_context import ServiceContext
+from streams.stages.processor import ProcessorSpec
+from streams.stages.runner import run_processor
 
 _LOOK_S: Final = 1.0
 
 
-async def main(scope: Scope, settings: GroupSettings) -> None:
+async def main(service: ServiceContext, settings: GroupSettings) -> None:
     """Serve until the service is asked to stop. Exactly once: outputs and offsets are one transaction."""
-    spec = FoldSpec(
+    spec = ProcessorSpec(
         stage="groups",
         input="scores",
-        recall=Recall(topic="groups", horizon_s=settings.remember_s + SKEW_S),
+        recall=Tail(topic="groups", horizon_s=settings.remember_s + SKEW_S),
         shard="partition",
-        also=("prompts",),
+        extra_inputs=("prompts",),
     )
-    scope.spawn(_watch_clock(scope), "groups watches the clock")
-    await run_fold(scope, spec, lambda partition: Aggregator(settings, time.time() - settings.remember_s))
+    service.spawn(_watch_clock(service), "groups watches the clock")
+    await run_processor(service, spec, lambda partition: Aggregator(settings, time.time() - settings.remember_s))
 
 
 def clock_step(then: tuple[float, float], now: tuple[float, float]) -> float:
@@ -33,14 +33,14 @@ def clock_step(then: tuple[float, float], now: tuple[float, float]) -> float:
     return (now[0] - then[0]) - (now[1] - then[1])
 
 
-async def _watch_clock(scope: Scope) -> None:
+async def _watch_clock(service: ServiceContext) -> None:
     """End the service where the clock is set by more than `SKEW_S`: a restart recalls by the new time.
 
     What it recalls, and so which groups it may open, was decided by the clock at its start. With one that was a day
     ahead then, every group would be refused for a day.
     """
     then = (time.time(), time.monotonic())
-    while not await scope.until_stopped(_LOOK_S):
+    while not await service.until_stopped(_LOOK_S):
         step_s = clock_step(then, (time.time(), time.monotonic()))
         if abs(step_s) > SKEW_S:
             raise StreamsError(f"the clock was set by {step_s:.0f} s since this service began: it starts again")

@@ -9,11 +9,11 @@ from consumers.rewards.settings import RewardSettings
 from consumers.rewards.verifiers import VerifierError, is_pooled
 from schemas import RolloutCompleted
 from streams.errors import ConfigurationError
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.worker import WorkerSpec, run_worker
 
 
-async def main(scope: Scope, settings: RewardSettings) -> None:
+async def main(service: ServiceContext, settings: RewardSettings) -> None:
     """Serve until the service is asked to stop."""
     detokeniser = Detokeniser(Path(settings.model))
     async with VerifierPool(settings.pool_size, settings.timeout_s) as pool:
@@ -23,4 +23,4 @@ async def main(scope: Scope, settings: RewardSettings) -> None:
             except VerifierError as error:
                 raise ConfigurationError(f"rewards.prewarm: {error}") from None
         spec = WorkerSpec("rewards", "rollouts", settings.max_in_flight, (RolloutCompleted,), elastic=True)
-        await run_worker(scope, spec, RewardWorker(settings, detokeniser, pool, scope.gauge))
+        await run_worker(service, spec, RewardWorker(settings, detokeniser, pool, service.gauge))

@@ -18,7 +18,7 @@ from streams.log.fetch import RecordFetcher
 from streams.log.reader import Reader
 from streams.log.stall import Watchdog
 from streams.record import Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class Feed:
     `fill` runs beside training and keeps one loaded batch ready: while one trains, the next is fetched and decoded.
     """
 
-    def __init__(self, scope: Scope, reading: Reading, offset: int, next_batch: int) -> None:
-        self._scope = scope
+    def __init__(self, service: ServiceContext, reading: Reading, offset: int, next_batch: int) -> None:
+        self._service = service
         self._reading = reading
         self._offset = offset
         self._next = next_batch
@@ -64,16 +64,16 @@ class Feed:
         self._given = next_batch
         self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
         self._waiting_since: float | None = None
-        scope.add_status(self._waits)
+        service.add_status(self._waits)
 
     async def next(self) -> LoadedBatch | None:
         """The next batch, or None as soon as the service is asked to stop."""
         self._waiting_since = time.monotonic()
         getting = asyncio.ensure_future(self._ready.get())
-        stopping = asyncio.ensure_future(self._scope.stopping.wait())
+        stopping = asyncio.ensure_future(self._service.stopping.wait())
         try:
             await asyncio.wait([getting, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if self._scope.stopping.is_set():
+            if self._service.stopping.is_set():
                 return None
             batch = getting.result()
             self._given = batch.plan.batch + 1
@@ -91,7 +91,7 @@ class Feed:
 
     async def fill(self) -> None:
         """For ever. LostBatchError: a batch is lost, or the log is another one."""
-        log = self._scope.log
+        log = self._service.log
         async with (
             Reader(log, {(TOPIC, 0): self._offset}) as reader,
             RecordFetcher(log, "rollouts") as fetcher,
@@ -156,7 +156,7 @@ class Feed:
             for sequence in wanted
             if sequence.rollout_id in self._reading.rejected
         }
-        async with self._scope.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
+        async with self._service.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
             needed = [sequence for sequence in wanted if sequence.rollout_id not in rejected]
             found, missing = await self._fetch(fetcher, needed)
         rejected |= missing
@@ -165,7 +165,7 @@ class Feed:
             if sequence.rollout_id in rejected and sequence.rollout in found:
                 reason = rejected[sequence.rollout_id]
                 await writer.write(dead_letter(found[sequence.rollout], "learner", reason, time.time()))
-        self._scope.gauge("batch_load_s", time.monotonic() - started)
+        self._service.gauge("batch_load_s", time.monotonic() - started)
         return LoadedBatch(
             plan,
             record,
@@ -199,7 +199,7 @@ class Feed:
         return {}, missing
 
     async def _beyond_end(self, refs: Iterable[Ref]) -> list[Ref]:
-        log = self._scope.log
+        log = self._service.log
         async with Reader(log, {("rollouts", p): None for p in log.partitions("rollouts")}) as reader:
             ends = await reader.ends()
         return [ref for ref in refs if ref.offset >= ends[ref.topic, ref.partition]]
@@ -218,7 +218,7 @@ class Feed:
             if sequence.rollout_id in chosen:
                 record = found[sequence.rollout]
                 try:
-                    fitting = to_rollout(sequence, record, self._reading.shape, self._scope.blobs, plan.batch)
+                    fitting = to_rollout(sequence, record, self._reading.shape, self._service.blobs, plan.batch)
                     _check_budget(fitting, plan)
                     rollouts[index] = fitting
                 except RejectedSequenceError as error:

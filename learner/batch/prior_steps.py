@@ -8,7 +8,7 @@ import numpy as np
 
 from schemas import Event, StepCompleted, WeightsPublished
 from streams.log.clients import Log
-from streams.log.tail import Recall, recalled
+from streams.log.tail import Tail, read_tail
 
 _STEPS_TAIL: Final = 20_000
 """Steps that are read whatever stands there: one was rolled back by hand, or told again, for longer than the
@@ -56,14 +56,14 @@ async def read_done(log: Log, next_batch: int, unsaved: int) -> Done:
         return isinstance(event, StepCompleted) and event.batch >= next_batch and bool(event.rejected)
 
     rejected: dict[str, str] = {}
-    steps = Recall("steps", tail=_STEPS_TAIL, holding=is_before)
-    for event, _ in await recalled(log, steps, None, 0.0, has_rejected):
+    steps = Tail("steps", tail=_STEPS_TAIL, holding=is_before)
+    for event, _ in await read_tail(log, steps, None, 0.0, has_rejected):
         if isinstance(event, StepCompleted):
             rejected.update((each.rollout_id, each.reason) for each in event.rejected)
     published = 0
     canary: tuple[tuple[int, ...], ...] = ()
-    weights = Recall("weights", tail=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
-    for event, _ in await recalled(log, weights, None, 0.0):
+    weights = Tail("weights", tail=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
+    for event, _ in await read_tail(log, weights, None, 0.0):
         if isinstance(event, WeightsPublished):
             published = max(published, event.version)
             if event.canary is not None:

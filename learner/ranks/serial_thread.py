@@ -9,7 +9,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-class Lane:
+class SerialThread:
     """Runs what it is given, one after the other, in a daemon thread.
 
     A ThreadPoolExecutor would keep a failing process alive until a collective that waits for a dead rank times out.

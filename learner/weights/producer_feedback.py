@@ -7,7 +7,7 @@ from typing import Final
 from learner.settings import PublishSettings
 from learner.weights.canary import CanaryWatch
 from learner.weights.publisher import Publisher
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 
 logger = logging.getLogger(__name__)
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 _ANSWERED: Final = 64
 
 
-async def watch_producers(scope: Scope, publisher: Publisher, settings: PublishSettings) -> None:
+async def watch_producers(service: ServiceContext, publisher: Publisher, settings: PublishSettings) -> None:
     """Follow `weights` and `applied` until cancelled.
 
     A producer that refused a delta would generate with old weights until the next anchor is due, and the learner, whose
     batches come from these producers, might never get there: it publishes the version again at once, in full, and once.
     """
     due: asyncio.Queue[int] = asyncio.Queue()
-    watch = CanaryWatch(settings.canary_bound, scope.gauge, due.put_nowait)
-    answering = scope.spawn(_answer(publisher, due), "learner answers refusals")
+    watch = CanaryWatch(settings.canary_bound, service.gauge, due.put_nowait)
+    answering = service.spawn(_answer(publisher, due), "learner answers refusals")
     try:
-        await follow(scope, ["weights", "applied"], on=watch.on_event)
+        await follow(service, ["weights", "applied"], on=watch.on_event)
     finally:
         answering.cancel()
 

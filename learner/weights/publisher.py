@@ -18,7 +18,7 @@ from schemas import Canary, StepCompleted, WeightFile, WeightsPublished
 from streams.faults import reach
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -28,16 +28,16 @@ class Publisher:
     """Use as an async context. Every method may raise DeliveryError, DeadlineError or FencedError."""
 
     def __init__(
-        self, scope: Scope, model: Any, stored: Mapping[str, tuple[int, ...]], settings: LearnerSettings
+        self, service: ServiceContext, model: Any, stored: Mapping[str, tuple[int, ...]], settings: LearnerSettings
     ) -> None:
-        self._scope = scope
+        self._service = service
         self._model = model
         self._stored = stored
         self._precision = settings.publish.wire
         self._wire = Wire(settings.publish, settings.max_file_bytes)
         self._canary: Canary | None = None
-        self._scratch = scope.context.directory / "publish"
-        self._writer = TransactionalWriter(scope.log, f"{scope.context.run}.learner")
+        self._scratch = service.run_context.directory / "publish"
+        self._writer = TransactionalWriter(service.log, f"{service.run_context.run}.learner")
         # One transaction at a time: weights of one step are uploaded while the next step ends.
         self._lock = asyncio.Lock()
         # And one publication at a time: each is told from the one before.
@@ -59,7 +59,7 @@ class Publisher:
         async with self._lock:
             await self._writer.write(
                 [Output("steps", event, cause=batch)],
-                group=f"{self._scope.context.run}.learner",
+                group=f"{self._service.run_context.run}.learner",
                 offsets={(TOPIC, 0): (batch.offset + 1, "")},
             )
 
@@ -102,8 +102,8 @@ class Publisher:
             async with self._lock:
                 await self._writer.write([Output("weights", event, key=str(version), cause=batch)])
                 reach("publisher.published")
-        self._scope.gauge("published_bytes", sum(file.blob.size for file in files))
-        self._scope.gauge("publish_s", time.perf_counter() - began)
+        self._service.gauge("published_bytes", sum(file.blob.size for file in files))
+        self._service.gauge("publish_s", time.perf_counter() - began)
 
     def _written(self, whole: Mapping[str, Tensor], version: int, directory: Path) -> Publication:
         return self._wire.write(stored_form(self._model, whole, self._stored), version, directory)
@@ -118,4 +118,4 @@ class Publisher:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _put(self, path: Path, version: int) -> WeightFile:
-        return WeightFile(name=path.name, blob=self._scope.blobs.put_file(f"weights/v{version}/{path.name}", path))
+        return WeightFile(name=path.name, blob=self._service.blobs.put_file(f"weights/v{version}/{path.name}", path))

@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from schemas.events import Event, WeightsPublished
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +48,16 @@ class Needed:
         return found is not None and len(self._last) == _ANCHORS and int(found[1]) < min(self._newest, *self._last)
 
 
-async def collect_regularly(scope: Scope, retention_h: float, needed: Needed) -> None:
+async def collect_regularly(service: ServiceContext, retention_h: float, needed: Needed) -> None:
     """Now and once an hour until the service is asked to stop. A store that fails is tried again in an hour."""
-    while not scope.stopping.is_set():
-        await asyncio.to_thread(_collect, retention_h * _HOUR_S + _MARGIN_S, needed, scope)
-        await scope.until_stopped(_EVERY_S)
+    while not service.stopping.is_set():
+        await asyncio.to_thread(_collect, retention_h * _HOUR_S + _MARGIN_S, needed, service)
+        await service.until_stopped(_EVERY_S)
 
 
-def _collect(age_s: float, needed: Needed, scope: Scope) -> None:
+def _collect(age_s: float, needed: Needed, service: ServiceContext) -> None:
     try:
-        deleted = scope.blobs.delete_older_than(age_s, needed.may_go, scope.stopping.is_set)
+        deleted = service.blobs.delete_older_than(age_s, needed.may_go, service.stopping.is_set)
     except OSError as error:
         logger.warning("old blobs are not deleted, which is tried again in an hour: %s", error)
     else:

@@ -13,7 +13,7 @@ from producers.dispatcher.unowned_dead_letters import Unreadable
 from schemas.events import Event
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 
 logger = logging.getLogger(__name__)
@@ -40,15 +40,15 @@ def load_prompts(settings: DispatcherSettings) -> tuple[list[Prompt], list[Promp
     return prompts, held_back
 
 
-async def main(scope: Scope, settings: DispatcherSettings) -> None:
+async def main(service: ServiceContext, settings: DispatcherSettings) -> None:
     """Run the dispatcher until the service is asked to stop.
 
     Each group is requested exactly once: the predecessor is fenced before the log is read, everything that is known
     comes from the log, and requests are written in transactions. FencedError: a successor took over.
     """
     prompts, held_back = await asyncio.to_thread(load_prompts, settings)
-    dispatch = Dispatch(settings, prompts, held_back, scope.context.seed)
-    writer = TransactionalWriter(scope.log, f"{scope.context.run}.dispatcher")
+    dispatch = Dispatch(settings, prompts, held_back, service.run_context.seed)
+    writer = TransactionalWriter(service.log, f"{service.run_context.run}.dispatcher")
     await writer.open()
     try:
         changed, caught_up = asyncio.Event(), asyncio.Event()
@@ -64,31 +64,35 @@ async def main(scope: Scope, settings: DispatcherSettings) -> None:
             unreadable.refuse(record, error)
             changed.set()
 
-        following = scope.spawn(
-            follow(scope, TOPICS, on=take, caught_up=caught_up, on_unreadable=refuse), "dispatcher follows"
+        following = service.spawn(
+            follow(service, TOPICS, on=take, caught_up=caught_up, on_unreadable=refuse), "dispatcher follows"
         )
-        async with scope.wait("for the log to be read to its end", _REBUILD_S):
-            await _first_of(caught_up, scope.stopping)
-        if not scope.stopping.is_set():
+        async with service.wait("for the log to be read to its end", _REBUILD_S):
+            await _first_of(caught_up, service.stopping)
+        if not service.stopping.is_set():
             dispatch.rebuilt()
             logger.info(
                 "%d prompts and %d held-back ones; %d groups asked for before, %d of them outstanding, %d steps done",
                 len(prompts), len(held_back), dispatch.requested, dispatch.admission.outstanding, dispatch.steps,
             )  # fmt: skip
-            scope.add_status(dispatch.waiting)
-            scope.ready()
+            service.add_status(dispatch.waiting)
+            service.ready()
             if settings.retention_h:
-                scope.spawn(collect_regularly(scope, settings.retention_h, needed), "blobs are collected")
-            await _keep_full(scope, dispatch, unreadable, writer, changed)
+                service.spawn(collect_regularly(service, settings.retention_h, needed), "blobs are collected")
+            await _keep_full(service, dispatch, unreadable, writer, changed)
         following.cancel()
     finally:
         await writer.close()
 
 
 async def _keep_full(
-    scope: Scope, dispatch: Dispatch, unreadable: Unreadable, writer: TransactionalWriter, changed: asyncio.Event
+    service: ServiceContext,
+    dispatch: Dispatch,
+    unreadable: Unreadable,
+    writer: TransactionalWriter,
+    changed: asyncio.Event,
 ) -> None:
-    while not scope.stopping.is_set():
+    while not service.stopping.is_set():
         changed.clear()
         now_s = time.time()
         dispatch.give_up(now_s)
@@ -96,10 +100,10 @@ async def _keep_full(
         await _write(writer, unreadable.letters(now_s))
         for note in dispatch.notes():
             logger.warning("%s", note)
-        _report(scope, dispatch)
+        _report(service, dispatch)
         next_s = dispatch.next_time_s()
         idle_s = _IDLE_S if next_s is None else min(_IDLE_S, max(0.0, next_s - time.time()))
-        await _first_of(changed, scope.stopping, timeout_s=idle_s)
+        await _first_of(changed, service.stopping, timeout_s=idle_s)
 
 
 async def _write(writer: TransactionalWriter, outputs: list[Output]) -> None:
@@ -107,13 +111,13 @@ async def _write(writer: TransactionalWriter, outputs: list[Output]) -> None:
         await writer.write(outputs[first : first + _TRANSACTION_REQUESTS])
 
 
-def _report(scope: Scope, dispatch: Dispatch) -> None:
-    scope.gauge("requested_groups", dispatch.requested)
-    scope.gauge("outstanding_groups", dispatch.admission.outstanding)
-    scope.gauge("groups_waiting_for_batch", dispatch.admission.waiting_for_batch)
-    scope.gauge("outstanding_held_back_groups", dispatch.evaluating.outstanding)
-    scope.gauge("steps", dispatch.steps)
-    scope.gauge("finished", dispatch.finished())
+def _report(service: ServiceContext, dispatch: Dispatch) -> None:
+    service.gauge("requested_groups", dispatch.requested)
+    service.gauge("outstanding_groups", dispatch.admission.outstanding)
+    service.gauge("groups_waiting_for_batch", dispatch.admission.waiting_for_batch)
+    service.gauge("outstanding_held_back_groups", dispatch.evaluating.outstanding)
+    service.gauge("steps", dispatch.steps)
+    service.gauge("finished", dispatch.finished())
 
 
 async def _first_of(*events: asyncio.Event, timeout_s: float | None = None) -> None:

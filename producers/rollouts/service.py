@@ -11,7 +11,7 @@ from producers.rollouts.weights.subscriber import WeightSubscriber
 from producers.rollouts.worker import RolloutWorker
 from schemas.events import GroupRequested
 from streams.log.clients import Writer
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 from streams.stages.worker import WorkerSpec, run_worker
 
@@ -21,33 +21,33 @@ _REPORT_S: Final = 2.0
 _CATCH_UP_S: Final = 60.0
 
 
-async def main(scope: Scope, settings: ProducerSettings) -> None:
+async def main(service: ServiceContext, settings: ProducerSettings) -> None:
     """Run the producer until the service is asked to stop.
 
     ConfigurationError: the settings or the model directory are wrong. EngineStartError: the engine did not come up.
     EngineDied: it did, and kept dying; the supervisor starts the service again, which takes up what was in hand.
     """
-    producer_id = f"producer-{scope.context.ordinal}"
-    engine = RestartingEngine(settings.engine_settings(scope.context.seed))
-    worker = RolloutWorker(scope, settings, engine, producer_id)
+    producer_id = f"producer-{service.run_context.ordinal}"
+    engine = RestartingEngine(settings.engine_settings(service.run_context.seed))
+    worker = RolloutWorker(service, settings, engine, producer_id)
     try:
-        if await _started(scope, engine, settings.start_timeout_s):
-            async with Writer(scope.log) as writer:
-                cache = scope.context.directory / "cache" / producer_id
-                weights = WeightSubscriber(engine, scope.blobs, writer, producer_id, cache, lambda: worker.in_flight)
-                await _serve(scope, settings, engine, worker, weights)
+        if await _started(service, engine, settings.start_timeout_s):
+            async with Writer(service.log) as writer:
+                cache = service.run_context.directory / "cache" / producer_id
+                weights = WeightSubscriber(engine, service.blobs, writer, producer_id, cache, lambda: worker.in_flight)
+                await _serve(service, settings, engine, worker, weights)
     finally:
         await engine.stop()
 
 
-async def _started(scope: Scope, engine: RestartingEngine, timeout_s: float) -> bool:
+async def _started(service: ServiceContext, engine: RestartingEngine, timeout_s: float) -> bool:
     """Whether the engine is up; False where the service was asked to stop before it was."""
     began = time.monotonic()
     starting = asyncio.ensure_future(engine.start())
-    stopping = asyncio.ensure_future(scope.stopping.wait())
+    stopping = asyncio.ensure_future(service.stopping.wait())
     try:
         # The engine's own deadline comes first and says more; this one makes the wait visible.
-        async with scope.wait("for the engine to start", timeout_s + 60.0):
+        async with service.wait("for the engine to start", timeout_s + 60.0):
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 return False
@@ -62,7 +62,7 @@ async def _started(scope: Scope, engine: RestartingEngine, timeout_s: float) -> 
 
 
 async def _serve(
-    scope: Scope,
+    service: ServiceContext,
     settings: ProducerSettings,
     engine: RestartingEngine,
     worker: RolloutWorker,
@@ -70,20 +70,24 @@ async def _serve(
 ) -> None:
     caught_up = asyncio.Event()
     tasks = [
-        scope.spawn(follow(scope, ["weights"], on=weights.on_event, caught_up=caught_up), "producer follows weights")
+        service.spawn(
+            follow(service, ["weights"], on=weights.on_event, caught_up=caught_up), "producer follows weights"
+        )
     ]
-    scope.add_status(engine.waits)
-    scope.add_status(worker.waits)
+    service.add_status(engine.waits)
+    service.add_status(worker.waits)
     try:
-        async with scope.wait("for the published weights to be known", _CATCH_UP_S):
+        async with service.wait("for the published weights to be known", _CATCH_UP_S):
             await caught_up.wait()
         await weights.start()
         engine.prepare = weights.bring_up_to_date
-        tasks.append(scope.spawn(engine.run(), "producer watches the engine"))
-        tasks.append(scope.spawn(weights.run(), "producer applies weights"))
-        tasks.append(scope.spawn(weights.canary.run(), "producer scores the canary"))
-        tasks.append(scope.spawn(_report(scope, engine, worker), "producer reports"))
-        await run_worker(scope, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker)
+        tasks.append(service.spawn(engine.run(), "producer watches the engine"))
+        tasks.append(service.spawn(weights.run(), "producer applies weights"))
+        tasks.append(service.spawn(weights.canary.run(), "producer scores the canary"))
+        tasks.append(service.spawn(_report(service, engine, worker), "producer reports"))
+        await run_worker(
+            service, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker
+        )
     finally:
         for task in tasks:
             task.cancel()
@@ -91,15 +95,15 @@ async def _serve(
         await asyncio.wait(tasks)
 
 
-async def _report(scope: Scope, engine: RestartingEngine, worker: RolloutWorker) -> None:
+async def _report(service: ServiceContext, engine: RestartingEngine, worker: RolloutWorker) -> None:
     """Figures for `/status`, until cancelled; the rate is of completed rollouts since the last report."""
     tokens, since = worker.tokens, time.monotonic()
     while True:
         await asyncio.sleep(_REPORT_S)
         now = time.monotonic()
-        scope.gauge("tokens_per_s", (worker.tokens - tokens) / (now - since))
-        scope.gauge("tokens", worker.tokens)
-        scope.gauge("rollouts", worker.rollouts)
-        scope.gauge("rollouts_in_flight", worker.in_flight)
-        scope.gauge("engine_restarts", engine.life)
+        service.gauge("tokens_per_s", (worker.tokens - tokens) / (now - since))
+        service.gauge("tokens", worker.tokens)
+        service.gauge("rollouts", worker.rollouts)
+        service.gauge("rollouts_in_flight", worker.in_flight)
+        service.gauge("engine_restarts", engine.life)
         tokens, since = worker.tokens, now

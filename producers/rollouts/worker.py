@@ -25,7 +25,7 @@ from schemas.parts import Sampling
 from streams.errors import Poison
 from streams.faults import reach
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.worker import Emit
 from streams.telemetry import names, tracing
 
@@ -49,16 +49,18 @@ class _Job:
 class RolloutWorker:
     """Generates requests, many at a time; at least once. Counts what it did."""
 
-    def __init__(self, scope: Scope, settings: ProducerSettings, engine: RestartingEngine, producer_id: str) -> None:
-        self._context = scope.context
-        self._blobs = scope.blobs
+    def __init__(
+        self, service: ServiceContext, settings: ProducerSettings, engine: RestartingEngine, producer_id: str
+    ) -> None:
+        self._context = service.run_context
+        self._blobs = service.blobs
         self._settings = settings
         self._engine = engine
         self._producer_id = producer_id
         self._encoder = PromptEncoder(Path(settings.model))
         self._experts = experts_of(Path(settings.model))
         self._info = engine_info(settings)
-        self._resumed = ResumedGroups(scope.context, scope.started_s)
+        self._resumed = ResumedGroups(service.run_context, service.started_s)
         self._turns = Turns()
         self._generating: dict[str, float] = {}
         self._sent_s = time.time()

@@ -22,7 +22,7 @@ _FURTHER: Final = 8
 
 
 @dataclass(frozen=True)
-class Recall:
+class Tail:
     """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition.
 
     `holding`: a tail without such an event is read from further back, whatever others wrote behind it.
@@ -34,8 +34,8 @@ class Recall:
     holding: Callable[[Event], bool] | None = None
 
 
-async def recalled(
-    log: Log, recall: Recall, partition: int | None, now_s: float, wanted: Callable[[Event], bool] = lambda _: True
+async def read_tail(
+    log: Log, recall: Tail, partition: int | None, now_s: float, wanted: Callable[[Event], bool] = lambda _: True
 ) -> list[tuple[Event, Record]]:
     """The `wanted` events, in log order by partition; `partition` None reads all. Nothing else is held in memory.
 
@@ -61,7 +61,7 @@ async def recalled(
         recall = replace(recall, tail=_FURTHER * (recall.tail or 1))
 
 
-async def passed_over(log: Log, recall: Recall, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
+async def passed_over(log: Log, recall: Tail, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
     """The first offset of `topic` that is no older than what is recalled; empty where nothing was ever written."""
     if not partitions:
         return {}
@@ -69,11 +69,11 @@ async def passed_over(log: Log, recall: Recall, topic: str, partitions: Sequence
         if not any((await reader.ends()).values()):
             return {}
     logger.warning("what was committed of %s is not on the broker any more", topic)
-    found = await _starts(log, Recall(topic, recall.horizon_s, recall.tail), partitions, now_s)
+    found = await _starts(log, Tail(topic, recall.horizon_s, recall.tail), partitions, now_s)
     return {partition: offset or 0 for partition, offset in found.items()}
 
 
-async def _starts(log: Log, recall: Recall, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:
+async def _starts(log: Log, recall: Tail, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:
     timeout = log.settings.call_timeout_s
     full = log.full(recall.topic)
     async with Reader(log, {(recall.topic, p): None for p in partitions}) as reader:

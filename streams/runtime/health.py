@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 _REQUEST_S: Final = 5.0
 """A client that does not say what it wants, or does not take its answer, is hung up on after this long."""
@@ -26,22 +26,22 @@ def health_file(directory: Path, name: str, ordinal: int, replicas: int) -> Path
     return directory / "health" / (f"{name}-{ordinal}.json" if replicas > 1 else f"{name}.json")
 
 
-def status_of(scope: Scope) -> dict[str, object]:
+def status_of(service: ServiceContext) -> dict[str, object]:
     """What `/status` answers."""
     return {
-        "service": scope.name,
-        "ordinal": scope.context.ordinal,
+        "service": service.name,
+        "ordinal": service.run_context.ordinal,
         "pid": os.getpid(),
-        "ready": scope.is_ready,
-        "stopping": scope.stopping.is_set(),
-        "started_s": scope.started_s,
-        "waits": scope.waits(time.time()),
-        "gauges": dict(scope.gauges),
+        "ready": service.is_ready,
+        "stopping": service.stopping.is_set(),
+        "started_s": service.started_s,
+        "waits": service.waits(time.time()),
+        "gauges": dict(service.gauges),
     }
 
 
 @asynccontextmanager
-async def health_server(scope: Scope) -> AsyncIterator[int]:
+async def health_server(service: ServiceContext) -> AsyncIterator[int]:
     """Serve `/live`, `/ready` and `/status` on loopback while the block lasts; yields the port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,12 +51,14 @@ async def health_server(scope: Scope) -> AsyncIterator[int]:
                 line = await reader.readline()
                 while await reader.readline() not in (b"\r\n", b"\n", b""):
                     pass
-                writer.write(_answer(scope, line.decode("latin-1")))
+                writer.write(_answer(service, line.decode("latin-1")))
                 await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    path = health_file(scope.context.directory, scope.name, scope.context.ordinal, scope.context.replicas)
+    path = health_file(
+        service.run_context.directory, service.name, service.run_context.ordinal, service.run_context.replicas
+    )
     try:
         port = int(server.sockets[0].getsockname()[1])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ async def health_server(scope: Scope) -> AsyncIterator[int]:
         await server.wait_closed()
 
 
-def _answer(scope: Scope, request_line: str) -> bytes:
+def _answer(service: ServiceContext, request_line: str) -> bytes:
     method, _, rest = request_line.partition(" ")
     code, body, kind = 200, "", "text/plain"
     match rest.partition(" ")[0].partition("?")[0]:
@@ -79,9 +81,9 @@ def _answer(scope: Scope, request_line: str) -> bytes:
         case "/live":
             body = "live\n"
         case "/ready":
-            code, body = (200, "ready\n") if scope.is_ready else (503, "not ready\n")
+            code, body = (200, "ready\n") if service.is_ready else (503, "not ready\n")
         case "/status":
-            body, kind = json.dumps(status_of(scope)), "application/json"
+            body, kind = json.dumps(status_of(service)), "application/json"
         case _:
             code, body = 404, "only /live, /ready and /status\n"
     payload = body.encode()

@@ -23,13 +23,13 @@ from streams.log.clients import Log, LogSettings
 from streams.runtime.client_logs import ThinOut
 from streams.runtime.gc_tuning import collect_rarely
 from streams.runtime.health import health_server
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.runtime.transient import is_outside
 from streams.telemetry import tracing
 
 logger = logging.getLogger(__name__)
 
-Main = Callable[[Scope], Awaitable[None]]
+Main = Callable[[ServiceContext], Awaitable[None]]
 
 _LIGHT: Final = frozenset({"dispatcher", "rewards", "groups", "batches"})
 """The services that hold records and no tensors."""
@@ -82,37 +82,37 @@ async def _serve(name: str, context: RunContext, main: Main) -> int:
     settings = LogSettings(context.bootstrap, context.run, context.partitions)
     log = Log(settings, client_id=f"{name}-{context.ordinal}")
     async with asyncio.TaskGroup() as tasks:
-        scope = Scope(name, context, log, BlobStore(context.blob_uri), tasks)
-        async with health_server(scope) as port:
+        service = ServiceContext(name, context, log, BlobStore(context.blob_uri), tasks)
+        async with health_server(service) as port:
             logger.info("%s-%d serves run %s, health on port %d", name, context.ordinal, context.run, port)
-            working = tasks.create_task(_work(scope, main), name=name)
-            _handle_signals(scope, working)
+            working = tasks.create_task(_work(service, main), name=name)
+            _handle_signals(service, working)
             # Not awaited: a cancelled start must end the service cleanly, and any error reaches the TaskGroup itself.
             await asyncio.wait([working])
-        scope.cancel_spawned()
+        service.cancel_spawned()
     logger.info("%s-%d is done", name, context.ordinal)
-    return EXIT_FAILED if scope.aborted else EXIT_OK
+    return EXIT_FAILED if service.aborted else EXIT_OK
 
 
-async def _work(scope: Scope, main: Main) -> None:
-    await main(scope)
+async def _work(service: ServiceContext, main: Main) -> None:
+    await main(service)
 
 
-def _handle_signals(scope: Scope, working: asyncio.Task[None]) -> None:
+def _handle_signals(service: ServiceContext, working: asyncio.Task[None]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        if scope.stopping.is_set():
-            logger.warning("%s: second signal, aborting", scope.name)
-            scope.aborted = True
+        if service.stopping.is_set():
+            logger.warning("%s: second signal, aborting", service.name)
+            service.aborted = True
             working.cancel()
-        elif not scope.is_ready:
-            logger.info("%s: asked to stop while starting", scope.name)
-            scope.stopping.set()
+        elif not service.is_ready:
+            logger.info("%s: asked to stop while starting", service.name)
+            service.stopping.set()
             working.cancel()
         else:
-            logger.info("%s: asked to stop, draining within %g s", scope.name, scope.context.drain_s)
-            scope.stopping.set()
+            logger.info("%s: asked to stop, draining within %g s", service.name, service.run_context.drain_s)
+            service.stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

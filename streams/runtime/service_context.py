@@ -12,12 +12,12 @@ from streams.errors import DeadlineError
 from streams.log.clients import Log
 
 
-class Scope:
+class ServiceContext:
     """One service's life: handed to its `main`, ended by SIGTERM (`stopping`) or by any task's error."""
 
     def __init__(self, name: str, context: RunContext, log: Log, blobs: BlobStore, tasks: asyncio.TaskGroup) -> None:
         self.name = name
-        self.context = context
+        self.run_context = context
         self.log = log
         self.blobs = blobs
         self.stopping = asyncio.Event()

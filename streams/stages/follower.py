@@ -12,7 +12,7 @@ from streams.log.dead_letters import event_of
 from streams.log.reader import Reader
 from streams.log.stall import Watchdog
 from streams.record import Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ Listener = Callable[[Event, Record], Awaitable[None] | None]
 
 
 async def follow(
-    scope: Scope,
+    service: ServiceContext,
     topics: Sequence[str],
     *,
     on: Listener,
@@ -36,7 +36,7 @@ async def follow(
     are no event of their topic are skipped and counted, and `on_unreadable` is told why: the stage that consumes the
     topic writes the dead letter, and the dispatcher where no stage does.
     """
-    log = scope.log
+    log = service.log
     keys = [(topic, partition) for topic in topics for partition in log.partitions(topic)]
     positions: dict[tuple[str, int], int | None] = dict.fromkeys(keys)
     async with Reader(log, positions) as reader:
@@ -59,7 +59,7 @@ async def follow(
                     event = event_of(record)
                 except (UndecodableError, Poison) as error:
                     skipped += 1
-                    scope.gauge("undecodable_skipped", skipped)
+                    service.gauge("undecodable_skipped", skipped)
                     logger.warning("skipped %s: %s", record.ref, error)
                     if on_unreadable is not None:
                         on_unreadable(record, str(error))

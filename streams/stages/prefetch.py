@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from streams.log.reader import Reader
 from streams.log.stall import Watchdog
 from streams.record import Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.offsets import OffsetTracker
-from streams.stages.processor import FoldSpec
+from streams.stages.processor import ProcessorSpec
 
 POLL_S: Final = 0.1
 MAX_RECORDS: Final = 500
@@ -29,7 +29,7 @@ class Position(NamedTuple):
     offset: int
 
 
-class Intake:
+class Prefetcher:
     """Reads on from `positions` while the tracker of each partition has room, once `pump` is running.
 
     The trackers are the shard's; records that it has not taken yet (`took`) count as begun, for they will be.
@@ -37,13 +37,13 @@ class Intake:
 
     def __init__(
         self,
-        scope: Scope,
-        spec: FoldSpec,
+        service: ServiceContext,
+        spec: ProcessorSpec,
         group: str,
         positions: Mapping[Key, int | None],
         trackers: Mapping[Key, OffsetTracker],
     ) -> None:
-        self._scope = scope
+        self._service = service
         self._spec = spec
         self._group = group
         self._positions = positions
@@ -68,10 +68,12 @@ class Intake:
         return () if self._queue.empty() else self._queue.get_nowait()
 
     async def pump(self) -> None:
-        """Until cancelled. `spec.also` come first, up to where they end now. StreamsError: a partition is stuck."""
-        spec, log = self._spec, self._scope.log
+        """Until cancelled. `spec.extra_inputs` come first, up to where they end now. StreamsError: a partition is
+        stuck.
+        """
+        spec, log = self._spec, self._service.log
         observed: dict[Key, int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
-        first = {topic: asyncio.Event() for topic in spec.also}
+        first = {topic: asyncio.Event() for topic in spec.extra_inputs}
         async with asyncio.TaskGroup() as tasks:
             for topic, begun in first.items():
                 tasks.create_task(self._pump(topic, (), begun), name=f"{spec.stage} reads {topic}")
@@ -87,7 +89,7 @@ class Intake:
         watchdog = Watchdog()
         for event in after:
             await event.wait()
-        async with Reader(self._scope.log, {key: self._positions[key] for key in keys}, self._group) as reader:
+        async with Reader(self._service.log, {key: self._positions[key] for key in keys}, self._group) as reader:
             ends = await reader.ends()
             while True:
                 held = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
@@ -111,7 +113,7 @@ class Intake:
 
     async def _observe(self, positions: Mapping[Key, int | None]) -> None:
         watchdog = Watchdog()
-        async with Reader(self._scope.log, positions) as reader:
+        async with Reader(self._service.log, positions) as reader:
             while True:
                 records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
                 if records:

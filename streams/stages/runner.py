@@ -13,14 +13,14 @@ from typing import Final
 from schemas import UndecodableError
 from streams.errors import Poison
 from streams.log.dead_letters import dead_letter, event_of, place
-from streams.log.tail import Recall, passed_over, recalled
+from streams.log.tail import Tail, passed_over, read_tail
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
 from streams.runtime.loop_watchdog import Deadman
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.offsets import OffsetTracker
-from streams.stages.prefetch import MAX_RECORDS, POLL_S, Intake, Key, Position
-from streams.stages.processor import Fold, FoldSpec, Turn
+from streams.stages.prefetch import MAX_RECORDS, POLL_S, Key, Position, Prefetcher
+from streams.stages.processor import Processor, ProcessorSpec, ProcessResult
 from streams.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -33,39 +33,41 @@ _SILENT_S: Final = 60.0
 """A fold takes milliseconds for a record. One that has not returned for so long never will."""
 
 
-async def run_fold(scope: Scope, spec: FoldSpec, make: Callable[[int | None], Fold]) -> None:
+async def run_processor(service: ServiceContext, spec: ProcessorSpec, make: Callable[[int | None], Processor]) -> None:
     """Run the stage's shards that this replica owns until the service is asked to stop."""
-    context = scope.context
-    owned = scope.log.owned(spec.input, context.ordinal, context.replicas)
-    shards = [_Shard(scope, spec, [p], p, make(p)) for p in owned] if spec.shard == "partition" else []
+    context = service.run_context
+    owned = service.log.owned(spec.input, context.ordinal, context.replicas)
+    shards = [ProcessorTask(service, spec, [p], p, make(p)) for p in owned] if spec.shard == "partition" else []
     if spec.shard == "all":
         if context.replicas != 1:
             raise ValueError(f"stage {spec.stage} runs as one instance and not as {context.replicas}")
-        shards = [_Shard(scope, spec, list(owned), None, make(None))]
+        shards = [ProcessorTask(service, spec, list(owned), None, make(None))]
     async with asyncio.TaskGroup() as tasks:
         started = [tasks.create_task(shard.start(), name=f"{spec.stage} starts") for shard in shards]
         await asyncio.wait(started)
-        scope.ready()
+        service.ready()
         deadman = Deadman(lambda: f"{spec.stage} folds {', '.join(shard.in_hand for shard in shards)}", _SILENT_S)
         beating = tasks.create_task(deadman.beat(), name=f"{spec.stage} beats")
         await asyncio.wait([tasks.create_task(s.run(), name=f"{spec.stage} shard {s.key}") for s in shards])
         beating.cancel()
 
 
-class _Shard:
+class ProcessorTask:
     """One fold, its input partitions and its transactional producer."""
 
-    def __init__(self, scope: Scope, spec: FoldSpec, partitions: list[int], key: int | None, fold: Fold) -> None:
+    def __init__(
+        self, service: ServiceContext, spec: ProcessorSpec, partitions: list[int], key: int | None, fold: Processor
+    ) -> None:
         self.key = "all" if key is None else key
-        self._scope = scope
+        self._service = service
         self._spec = spec
         self._partitions = partitions
         self._fold = fold
-        self._group = f"{scope.context.run}.{spec.stage}"
-        self._writer = TransactionalWriter(scope.log, f"{self._group}.{spec.input}.{self.key}")
+        self._group = f"{service.run_context.run}.{spec.stage}"
+        self._writer = TransactionalWriter(service.log, f"{self._group}.{spec.input}.{self.key}")
         self._trackers: dict[Key, OffsetTracker] = {}
         self._positions: dict[Key, int | None] = {}
-        self._intake = Intake(scope, spec, self._group, self._positions, self._trackers)
+        self._intake = Prefetcher(service, spec, self._group, self._positions, self._trackers)
         self.in_hand = "nothing"
         self._dirty: set[Key] = set()
         self._committed: dict[Key, tuple[int, str]] = {}
@@ -74,9 +76,9 @@ class _Shard:
     async def start(self) -> None:
         """Fence the predecessor, read what it committed, recall its outputs."""
         await self._writer.open()
-        log, spec = self._scope.log, self._spec
+        log, spec = self._service.log, self._spec
         own = None if self.key == "all" else int(self.key)
-        inputs = (spec.input, *spec.also)
+        inputs = (spec.input, *spec.extra_inputs)
         found = await asyncio.gather(*[log.committed(self._group, topic, self._partitions) for topic in inputs])
         for topic, committed in zip(inputs, found, strict=True):
             for partition in self._partitions:
@@ -84,18 +86,20 @@ class _Shard:
                 self._trackers[(topic, partition)] = OffsetTracker.restore(offset, metadata)
                 self._positions[(topic, partition)] = offset if partition in committed else None
         if spec.recall is not None:
-            for event, record in await recalled(log, spec.recall, own, time.time()):
+            for event, record in await read_tail(log, spec.recall, own, time.time()):
                 self._fold.on_recalled(event, record)
             await self._pass_over(spec.recall)
-        self._scope.add_status(self._waiting)
+        self._service.add_status(self._waiting)
 
-    async def _pass_over(self, recall: Recall) -> None:
+    async def _pass_over(self, recall: Tail) -> None:
         """Where the broker forgot what was committed, begin `also` with what is recalled: what is older may have ended.
         A record of the input itself must have its end, whatever the fold can still say of it.
         """
-        for topic in self._spec.also:
+        for topic in self._spec.extra_inputs:
             missing = [p for p in self._partitions if self._positions[(topic, p)] is None]
-            for partition, offset in (await passed_over(self._scope.log, recall, topic, missing, time.time())).items():
+            for partition, offset in (
+                await passed_over(self._service.log, recall, topic, missing, time.time())
+            ).items():
                 key = (topic, partition)
                 self._positions[key], self._trackers[key] = offset, OffsetTracker(offset)
                 self._committed[key] = (offset, "")
@@ -112,11 +116,11 @@ class _Shard:
         return [*self._fold.waiting(time.time()), *held]
 
     async def run(self) -> None:
-        """Fold records until the service stops; every turn is one transaction."""
+        """Processor records until the service stops; every turn is one transaction."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._intake.pump(), name=f"{self._spec.stage} reads")
-                while not self._scope.stopping.is_set():
+                while not self._service.stopping.is_set():
                     await self._turn()
                 reading.cancel()
         finally:
@@ -158,18 +162,18 @@ class _Shard:
             self._dirty.add((record.topic, record.partition))
         try:
             event = event_of(record)
-            turn = (self._fold.on_observed if tracker is None else self._fold.on_event)(event, record, now_s)
+            turn = (self._fold.on_side_input if tracker is None else self._fold.on_event)(event, record, now_s)
         except (UndecodableError, Poison) as error:
             if tracker is None:
                 return []  # a side topic's record belongs to another stage, or to the dispatcher: it has its letter
             if record.topic != self._spec.input:
-                return self._apply(Turn(finished=(record.ref,)))
+                return self._apply(ProcessResult(finished=(record.ref,)))
             logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
             letter = dead_letter(record, self._spec.stage, str(error), now_s)
-            return self._apply(Turn((letter,), (record.ref,)))
+            return self._apply(ProcessResult((letter,), (record.ref,)))
         return self._apply(turn, record)
 
-    def _apply(self, turn: Turn, record: Record | None = None) -> list[Output]:
+    def _apply(self, turn: ProcessResult, record: Record | None = None) -> list[Output]:
         for ref in turn.finished:
             self._trackers[(ref.topic, ref.partition)].finish(ref.offset)
             self._dirty.add((ref.topic, ref.partition))

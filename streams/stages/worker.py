@@ -20,7 +20,7 @@ from streams.log.dead_letters import dead_letter, event_of, place
 from streams.log.reader import Reader
 from streams.log.stall import Watchdog
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.assignment import Assignment, FixedShare, Membership, Share
 from streams.stages.offsets import OffsetTracker
 from streams.telemetry import names, tracing
@@ -60,35 +60,35 @@ class WorkerSpec:
     elastic: bool = False
 
 
-async def run_worker(scope: Scope, spec: WorkerSpec, worker: Worker) -> None:
+async def run_worker(service: ServiceContext, spec: WorkerSpec, worker: Worker) -> None:
     """Consume until the service is asked to stop; then drain within the budget, commit, and give the partitions up."""
-    async with Writer(scope.log) as writer, _share_of(scope, spec) as share:
-        pump = _Pump(scope, spec, worker, writer, share)
-        scope.add_status(pump.waiting)
+    async with Writer(service.log) as writer, _share_of(service, spec) as share:
+        pump = _Pump(service, spec, worker, writer, share)
+        service.add_status(pump.waiting)
         try:
             async with asyncio.TaskGroup() as tasks:
                 committer = tasks.create_task(pump.commit_regularly(), name=f"{spec.stage} commits")
                 await pump.intake(tasks)
-                await pump.drain(scope.context.drain_s)
+                await pump.drain(service.run_context.drain_s)
                 committer.cancel()
             await pump.commit()
         finally:
             await pump.close()
 
 
-def _share_of(scope: Scope, spec: WorkerSpec) -> FixedShare | Membership:
-    context = scope.context
+def _share_of(service: ServiceContext, spec: WorkerSpec) -> FixedShare | Membership:
+    context = service.run_context
     group = f"{context.run}.{spec.stage}"
     if spec.elastic:
-        return Membership(scope.log, group, spec.input, context.ordinal)
-    return FixedShare(scope.log, group, spec.input, context.ordinal, context.replicas)
+        return Membership(service.log, group, spec.input, context.ordinal)
+    return FixedShare(service.log, group, spec.input, context.ordinal, context.replicas)
 
 
 class _Pump:
     """Keeps up to `max_in_flight` records in the worker's hands."""
 
-    def __init__(self, scope: Scope, spec: WorkerSpec, worker: Worker, writer: Writer, share: Share) -> None:
-        self._scope = scope
+    def __init__(self, service: ServiceContext, spec: WorkerSpec, worker: Worker, writer: Writer, share: Share) -> None:
+        self._service = service
         self._spec = spec
         self._worker = worker
         self._writer = writer
@@ -103,7 +103,7 @@ class _Pump:
 
     async def intake(self, tasks: asyncio.TaskGroup) -> None:
         """Take records until the service stops, never more than fit in hand or in the commit metadata."""
-        stopping, moved = self._scope.stopping, self._share.moved
+        stopping, moved = self._service.stopping, self._share.moved
         while not stopping.is_set():
             if moved.is_set() or not self._placed:
                 await _unless(stopping, self._move())
@@ -124,7 +124,7 @@ class _Pump:
                 await self._watchdog.look(self._reader)
             for record in records:
                 self._begin(record, tasks)
-            self._scope.gauge("in_flight", len(self._running))
+            self._service.gauge("in_flight", len(self._running))
 
     def _begin(self, record: Record, tasks: asyncio.TaskGroup) -> None:
         tracker = self._trackers[record.partition]
@@ -145,13 +145,13 @@ class _Pump:
         if self._running:
             await asyncio.wait(list(self._running), timeout=_SETTLE_S)
         await self.commit()
-        async with self._scope.wait(f"for its partitions of {self._spec.input}", _MOVE_S):
+        async with self._service.wait(f"for its partitions of {self._spec.input}", _MOVE_S):
             assignment = await self._share.take()
             self._forget(assignment)
             positions: dict[tuple[str, int], int | None] = {
                 (self._spec.input, partition): tracker.position for partition, tracker in self._trackers.items()
             }
-            log, context = self._scope.log, self._scope.context
+            log, context = self._service.log, self._service.run_context
             new = sorted(assignment.partitions - self._trackers.keys())
             committed = await log.committed(f"{context.run}.{self._spec.stage}", self._spec.input, new) if new else {}
             for partition in new:
@@ -159,9 +159,9 @@ class _Pump:
                 positions[self._spec.input, partition] = committed[partition][0] if partition in committed else None
             await self._read(positions)
         self._placed = True
-        self._scope.gauge("partitions", len(positions))
+        self._service.gauge("partitions", len(positions))
         logger.info("%s: has partitions %s of %s", self._spec.stage, sorted(self._trackers), self._spec.input)
-        self._scope.ready()
+        self._service.ready()
 
     def _forget(self, assignment: Assignment) -> None:
         kept = assignment.partitions if assignment.continued else frozenset()
@@ -172,7 +172,7 @@ class _Pump:
         """Read on from `positions`, by a new reader: it has nothing prefetched from an assignment before."""
         await self.close()
         if positions:
-            self._reader = await Reader(self._scope.log, positions).__aenter__()
+            self._reader = await Reader(self._service.log, positions).__aenter__()
 
     async def close(self) -> None:
         """Stop reading."""

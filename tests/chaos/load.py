@@ -23,7 +23,7 @@ from streams.context import RunContext
 from streams.faults import reach
 from streams.record import Output, Record
 from streams.runtime.service import run_service
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 from streams.stages.worker import Emit, WorkerSpec, run_worker
 
@@ -56,11 +56,11 @@ def generate(request: GroupRequested, name: str, encoder: PromptEncoder, version
 class LoadWorker:
     """A worker over `prompts`; `version` is what the engine would have applied, `group_s` what a group takes it."""
 
-    def __init__(self, scope: Scope, model: Path, group_s: float = 0.0) -> None:
+    def __init__(self, service: ServiceContext, model: Path, group_s: float = 0.0) -> None:
         self._group_s = group_s
-        self._scope = scope
+        self._service = service
         self._encoder = PromptEncoder(model)
-        self._resumed = ResumedGroups(scope.context, scope.started_s)
+        self._resumed = ResumedGroups(service.run_context, service.started_s)
         self._engine = EngineInfo(name="recorded", version="1", model=str(model))
         self.version = 0
 
@@ -88,8 +88,8 @@ class LoadWorker:
         await asyncio.sleep(random.Random(name).uniform(0.001, 0.02))  # an engine takes its time
         generation = generate(request, name, self._encoder, self.version)
         assert generation.routes is not None
-        context = self._scope.context
-        blobs, limit = self._scope.blobs, context.inline_max_bytes
+        context = self._service.run_context
+        blobs, limit = self._service.blobs, context.inline_max_bytes
         event = completed(
             request,
             record.ref,
@@ -107,15 +107,15 @@ class LoadWorker:
         reach("rollouts.written")
 
 
-async def main(scope: Scope, model: Path, group_s: float = 0.0) -> None:
+async def main(service: ServiceContext, model: Path, group_s: float = 0.0) -> None:
     """Serve until stopped; ready once the newest version is known."""
-    worker = LoadWorker(scope, model, group_s)
+    worker = LoadWorker(service, model, group_s)
     caught_up = asyncio.Event()
-    scope.spawn(follow(scope, ["steps"], on=worker.on_step, caught_up=caught_up), "follows steps")
-    async with scope.wait("for the newest version", 60.0):
+    service.spawn(follow(service, ["steps"], on=worker.on_step, caught_up=caught_up), "follows steps")
+    async with service.wait("for the newest version", 60.0):
         await caught_up.wait()
     spec = WorkerSpec(stage="producer", input="prompts", max_in_flight=_IN_FLIGHT, types=(GroupRequested,))
-    await run_worker(scope, spec, worker)
+    await run_worker(service, spec, worker)
 
 
 def context_of(directory: Path, ordinal: int, replicas: int, bootstrap: str) -> RunContext:
@@ -140,4 +140,4 @@ if __name__ == "__main__":
     directory = Path(where)
     model = Path(load(None, directory=directory).model.path)
     context = context_of(directory, int(number), int(of), servers)
-    sys.exit(run_service("producer", context, lambda scope: main(scope, model, *map(float, pace))))
+    sys.exit(run_service("producer", context, lambda service: main(service, model, *map(float, pace))))

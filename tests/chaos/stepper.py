@@ -23,7 +23,7 @@ from streams.log.reader import Reader
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
 from streams.runtime.service import run_service
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from tests.chaos.load import context_of
 
 CHECKPOINT_EVERY = 3
@@ -71,23 +71,23 @@ def save(path: Path, state: State) -> None:
     reach("checkpoint.renamed")
 
 
-async def main(scope: Scope) -> None:
+async def main(service: ServiceContext) -> None:
     """Serve until stopped."""
-    path = scope.context.directory / "checkpoints" / "state.json"
+    path = service.run_context.directory / "checkpoints" / "state.json"
     state = msgspec.json.decode(path.read_bytes(), type=State) if path.exists() else State()
-    writer = TransactionalWriter(scope.log, f"{scope.context.run}.learner")
+    writer = TransactionalWriter(service.log, f"{service.run_context.run}.learner")
     await writer.open()
     try:
         async with (
-            Reader(scope.log, {("batches", 0): state.offset}) as reader,
-            RecordFetcher(scope.log, "rollouts") as fetcher,
+            Reader(service.log, {("batches", 0): state.offset}) as reader,
+            RecordFetcher(service.log, "rollouts") as fetcher,
         ):
-            scope.ready()
-            while not scope.stopping.is_set():
+            service.ready()
+            while not service.stopping.is_set():
                 for record in await reader.poll(_POLL_S):
                     event = decode(record.value)
-                    if isinstance(event, BatchPlanned) and event.batch >= state.step and not scope.stopping.is_set():
-                        state = await _step(scope, state, event, record, fetcher, writer)
+                    if isinstance(event, BatchPlanned) and event.batch >= state.step and not service.stopping.is_set():
+                        state = await _step(service, state, event, record, fetcher, writer)
                         if state.step % CHECKPOINT_EVERY == 0:
                             await asyncio.to_thread(save, path, state)
     finally:
@@ -95,12 +95,17 @@ async def main(scope: Scope) -> None:
 
 
 async def _step(
-    scope: Scope, state: State, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: TransactionalWriter
+    service: ServiceContext,
+    state: State,
+    plan: BatchPlanned,
+    record: Record,
+    fetcher: RecordFetcher,
+    writer: TransactionalWriter,
 ) -> State:
     assert plan.batch == state.step, f"batch {plan.batch} follows batch {state.step - 1}"
     records = await fetcher.fetch([sequence.rollout for sequence in plan.sequences], _FETCH_S)
     reach("learner.training")
-    weights = await asyncio.to_thread(trained, state.weights, plan, records, scope.blobs)
+    weights = await asyncio.to_thread(trained, state.weights, plan, records, service.blobs)
     reach("learner.trained")
     event = StepCompleted(
         step=state.step + 1,
@@ -112,7 +117,7 @@ async def _step(
         time_s=time.time(),
     )
     offsets = {("batches", 0): (record.offset + 1, "")}
-    await writer.write([Output("steps", event, cause=record)], f"{scope.context.run}.learner", offsets)
+    await writer.write([Output("steps", event, cause=record)], f"{service.run_context.run}.learner", offsets)
     reach("learner.announced")
     return State(state.step + 1, record.offset + 1, weights)
 

@@ -10,7 +10,7 @@ from consumers.groups.settings import GroupSettings
 from producers.dispatcher.admission import Admission
 from schemas import GroupReady, Ref, RolloutDisposed, RolloutScored, encode
 from streams.record import Record
-from streams.stages.processor import Turn
+from streams.stages.processor import ProcessResult
 
 SAMPLES, GROUPS = 3, 4
 NOW_S = 1e6
@@ -45,7 +45,7 @@ def test_every_rollout_ends_once_whatever_the_clock_does(arrived: list[Arrival])
     fold = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
     now_s, ends, finished = NOW_S, Counter[Ref](), Counter[Ref]()
 
-    def take(turn: Turn) -> None:
+    def take(turn: ProcessResult) -> None:
         finished.update(turn.finished)
         for output in turn.outputs:
             event = output.event
@@ -94,7 +94,7 @@ def test_a_slot_is_free_or_taken_whatever_the_clock_does(did: list[tuple[str, in
 def test_a_group_that_is_closed_by_a_jump_is_not_opened_by_its_stragglers() -> None:
     fold = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
 
-    def arrive(offset: int, index: int, now_s: float) -> Turn:
+    def arrive(offset: int, index: int, now_s: float) -> ProcessResult:
         event = score(0, index, 0)
         return fold.on_event(event, Record("scores", 0, offset, None, encode(event), {}, now_s), now_s)
 

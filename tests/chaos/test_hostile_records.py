@@ -66,7 +66,7 @@ from streams.log.clients import Log, LogSettings, Writer
 from streams.log.dead_letters import event_of
 from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 from streams.stages.worker import WorkerSpec, run_worker
 from tests.chaos.hostile import (
@@ -112,7 +112,7 @@ async def serving(log: Log, directory: Path) -> AsyncIterator[None]:
     )
     names = ("rewards", "groups", "batches", "dispatcher", "producer")
     async with asyncio.TaskGroup() as tasks:
-        scopes = {name: Scope(name, context, log, BlobStore(context.blob_uri), tasks) for name in names}
+        scopes = {name: ServiceContext(name, context, log, BlobStore(context.blob_uri), tasks) for name in names}
         running = [
             tasks.create_task(rewards.main(scopes["rewards"], RewardSettings(model=str(MODEL)))),
             tasks.create_task(groups.main(scopes["groups"], GroupSettings(settle_s=0.5, longest_s=2.0))),
@@ -121,27 +121,27 @@ async def serving(log: Log, directory: Path) -> AsyncIterator[None]:
             tasks.create_task(producing(scopes["producer"])),
         ]
         yield
-        for scope in scopes.values():
-            scope.stopping.set()
+        for service in scopes.values():
+            service.stopping.set()
         await asyncio.wait(running, timeout=30)
-        for scope in scopes.values():
-            scope.cancel_spawned()
+        for service in scopes.values():
+            service.cancel_spawned()
 
 
-async def producing(scope: Scope) -> None:
+async def producing(service: ServiceContext) -> None:
     """The producer without its engine: nothing here is allowed to reach one."""
     settings = ProducerSettings(model=str(MODEL))
     engine = RestartingEngine(settings.engine_settings(0))
-    async with Writer(scope.log) as writer:
-        cache = scope.context.directory / "cache"
-        weights = WeightSubscriber(engine, scope.blobs, writer, "producer-0", cache, lambda: 0)
+    async with Writer(service.log) as writer:
+        cache = service.run_context.directory / "cache"
+        weights = WeightSubscriber(engine, service.blobs, writer, "producer-0", cache, lambda: 0)
         tasks = [
-            scope.spawn(follow(scope, ["weights"], on=weights.on_event), "producer follows weights"),
-            scope.spawn(weights.run(), "producer applies weights"),
+            service.spawn(follow(service, ["weights"], on=weights.on_event), "producer follows weights"),
+            service.spawn(weights.run(), "producer applies weights"),
         ]
         try:
-            worker = RolloutWorker(scope, settings, engine, "producer-0")
-            await run_worker(scope, WorkerSpec("producer", "prompts", 64, (GroupRequested,)), worker)
+            worker = RolloutWorker(service, settings, engine, "producer-0")
+            await run_worker(service, WorkerSpec("producer", "prompts", 64, (GroupRequested,)), worker)
         finally:
             for task in tasks:
                 task.cancel()
@@ -413,15 +413,15 @@ async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_p
     rejected: dict[Ref, str] = {}
     watching = asyncio.create_task(watcher.run())
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
-        scope = Scope("learner", context, log, BlobStore(context.blob_uri), tasks)
-        feed = Feed(scope, Reading(0, 1, ModelShape(64, 256, LAYERS, TOP_K, EXPERTS), 10.0), offset=0, next_batch=0)
-        scope.spawn(feed.fill(), "feed")
+        service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
+        feed = Feed(service, Reading(0, 1, ModelShape(64, 256, LAYERS, TOP_K, EXPERTS), 10.0), offset=0, next_batch=0)
+        service.spawn(feed.fill(), "feed")
         for _ in range(plans):
             batch = await feed.next()
             assert batch is not None
             trained |= {sequence.rollout_id for micro in batch.micro_batches for sequence in micro}
             rejected |= {Ref(*refusal.rollout): refusal.reason for refusal in batch.rejected}
-        scope.cancel_spawned()
+        service.cancel_spawned()
     expected.refused = set(rejected)
     await watcher.until_all(expected, 90)
     watching.cancel()

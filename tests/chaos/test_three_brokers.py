@@ -26,13 +26,13 @@ from streams.context import RunContext
 from streams.errors import StreamsError
 from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
-from streams.log.tail import Recall, read_to_end
+from streams.log.tail import Tail, read_to_end
 from streams.processes.child import Child
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
-from streams.stages.processor import FoldSpec, Turn
-from streams.stages.runner import run_fold
+from streams.stages.processor import ProcessorSpec, ProcessResult
+from streams.stages.runner import run_processor
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka]
 
@@ -86,7 +86,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 class Dispose:
     """A fold that ends every score, one output a record."""
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         assert isinstance(event, RolloutScored)
         end = RolloutDisposed(
             rollout_id=event.rollout_id,
@@ -95,16 +95,16 @@ class Dispose:
             disposition="expired",
             time_s=now_s,
         )
-        return Turn((Output("groups", end, key=event.group_id),), (record.ref,))
+        return ProcessResult((Output("groups", end, key=event.group_id),), (record.ref,))
 
-    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
-        return Turn()
+    def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
+        return ProcessResult()
 
     def on_recalled(self, event: Event, record: Record) -> None:
         return
 
-    def on_time(self, now_s: float) -> Turn:
-        return Turn()
+    def on_time(self, now_s: float) -> ProcessResult:
+        return ProcessResult()
 
     def next_time_s(self) -> float | None:
         return None
@@ -113,17 +113,17 @@ class Dispose:
         return []
 
 
-SPEC: Final = FoldSpec("dispose", "scores", (), Recall("groups", horizon_s=60.0), "all")
+SPEC: Final = ProcessorSpec("dispose", "scores", (), Tail("groups", horizon_s=60.0), "all")
 
 
 @asynccontextmanager
-async def scope_of(log: Log, directory: Path) -> AsyncIterator[Scope]:
+async def scope_of(log: Log, directory: Path) -> AsyncIterator[ServiceContext]:
     context = RunContext(log.settings.run, directory, log.settings.bootstrap, PARTITIONS, directory.as_uri())
     async with asyncio.TaskGroup() as tasks:
-        scope = Scope("test", context, log, BlobStore(context.blob_uri), tasks)
-        yield scope
-        scope.stopping.set()
-        scope.cancel_spawned()
+        service = ServiceContext("test", context, log, BlobStore(context.blob_uri), tasks)
+        yield service
+        service.stopping.set()
+        service.cancel_spawned()
 
 
 class Traffic:
@@ -156,14 +156,14 @@ class Traffic:
 
     async def stage(self) -> None:
         """The exactly-once stage."""
-        async with scope_of(self._log, self._directory) as scope:
-            task = scope.spawn(run_fold(scope, SPEC, lambda _: Dispose()), "fold")
+        async with scope_of(self._log, self._directory) as service:
+            task = service.spawn(run_processor(service, SPEC, lambda _: Dispose()), "fold")
             await asyncio.wait([task, asyncio.ensure_future(self.stopping.wait())], return_when="FIRST_COMPLETED")
 
     async def read(self) -> None:
         """When did outcomes arrive."""
-        async with scope_of(self._log, self._directory) as scope:
-            task = scope.spawn(follow(scope, ["groups"], on=self._on_end, start="latest"), "follow")
+        async with scope_of(self._log, self._directory) as service:
+            task = service.spawn(follow(service, ["groups"], on=self._on_end, start="latest"), "follow")
             await asyncio.wait([task, asyncio.ensure_future(self.stopping.wait())], return_when="FIRST_COMPLETED")
 
     def _on_end(self, event: Event, record: Record) -> None:

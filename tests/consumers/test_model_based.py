@@ -37,7 +37,7 @@ from schemas import (
 )
 from streams.record import Record
 from streams.stages.offsets import OffsetTracker
-from streams.stages.processor import Fold, Turn
+from streams.stages.processor import Processor, ProcessResult
 
 SAMPLES = 3
 DEADLINE_S = 50.0
@@ -71,7 +71,7 @@ class Stage:
     """
 
     def __init__(
-        self, make: Callable[[float], Fold], sources: dict[str, list[Event]], out: list[Event], recall_s: float
+        self, make: Callable[[float], Processor], sources: dict[str, list[Event]], out: list[Event], recall_s: float
     ) -> None:
         self._make, self.sources, self.out, self._recall_s = make, sources, out, recall_s
         self._committed: dict[str, tuple[int, str]] = {}
@@ -116,16 +116,16 @@ class Stage:
             self._finish(turns[-1])
         self.write(turns, now_s, dies=dies)
 
-    def _finish(self, turn: Turn) -> None:
+    def _finish(self, turn: ProcessResult) -> None:
         for ref in turn.finished:
             self._trackers[ref.topic].finish(ref.offset)
 
     def observe(self, event: Event, now_s: float) -> None:
-        turn = self.fold.on_observed(event, record("steps", 0, "steps"), now_s)
+        turn = self.fold.on_side_input(event, record("steps", 0, "steps"), now_s)
         self._finish(turn)
         self.write([turn], now_s, dies=False)
 
-    def write(self, turns: Sequence[Turn], now_s: float, *, dies: bool) -> None:
+    def write(self, turns: Sequence[ProcessResult], now_s: float, *, dies: bool) -> None:
         if dies:
             self.crash(now_s)
             return

@@ -43,7 +43,7 @@ from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 E = TypeVar("E", bound=EventBase)
 
@@ -68,13 +68,16 @@ async def serving(log: Log, model: Path, directory: Path) -> AsyncIterator[None]
         log.settings.run, directory, log.settings.bootstrap, PARTITIONS, (directory / "blobs").as_uri(), drain_s=5.0
     )
     async with asyncio.TaskGroup() as tasks:
-        scopes = [Scope(name, context, log, BlobStore(context.blob_uri), tasks) for name in ("rewards", "groups", "b")]
+        scopes = [
+            ServiceContext(name, context, log, BlobStore(context.blob_uri), tasks)
+            for name in ("rewards", "groups", "b")
+        ]
         tasks.create_task(rewards.main(scopes[0], RewardSettings(model=str(model))))
         tasks.create_task(groups.main(scopes[1], GroupSettings(min_samples=2, settle_s=0.3, unheard_s=0.3)))
         tasks.create_task(batches.main(scopes[2], BATCHES))
         yield
-        for scope in scopes:
-            scope.stopping.set()
+        for service in scopes:
+            service.stopping.set()
 
 
 class Everything:

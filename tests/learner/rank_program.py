@@ -31,7 +31,7 @@ from learner.model.policy import Policy, build_policy, build_reference, model_sh
 from learner.ranks.group import Ranks, join, leave
 from learner.ranks.lifeline import meet
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from schemas import Unanimous
 from tests.learner.losses import loss_ranks

@@ -21,7 +21,7 @@ from streams.errors import ConfigurationError
 from streams.log.clients import Log, LogSettings, Writer
 from streams.record import Output
 from streams.runtime.health import health_file
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.weights import advance, chain_to, fetch_anchor
 from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
 
@@ -205,8 +205,8 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
     for sentence, changes in cases.items():
         log = Log(LogSettings(context.bootstrap, context.run, PARTITIONS), "test")
         async with asyncio.TaskGroup() as tasks:
-            scope = Scope("learner", context, log, BlobStore(context.blob_uri), tasks)
+            service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
             with pytest.raises(ConfigurationError, match=sentence):
-                await main(scope, LearnerSettings(**{"ranks": 1, **changes}))
+                await main(service, LearnerSettings(**{"ranks": 1, **changes}))
             # As the end of the service does: what runs beside `main` would be waited for.
-            scope.cancel_spawned()
+            service.cancel_spawned()

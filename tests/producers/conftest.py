@@ -21,7 +21,7 @@ from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.reader import Reader
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 PARTITIONS = 2
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     settings = msgspec.json.decode(settings, type=getattr(importlib.import_module(where), kind))
     context = json.loads(context)
     context["directory"] = Path(context["directory"])
-    code = run_service(name, RunContext(**context), lambda scope: main(scope, settings))
+    code = run_service(name, RunContext(**context), lambda service: main(service, settings))
     heavy = [name for name in ("torch", "vllm", "transformers", "reasoning_gym") if name in sys.modules]
     print("imported", *heavy, file=sys.stderr)
     sys.exit(code)
@@ -75,14 +75,14 @@ class Run:
         return Log(LogSettings(self.context.bootstrap, self.context.run, self.context.partitions), "test")
 
     @asynccontextmanager
-    async def scope(self, name: str) -> AsyncIterator[Scope]:
-        """A service's scope; asked to stop, and its tasks awaited, at the end of the block."""
+    async def service(self, name: str) -> AsyncIterator[ServiceContext]:
+        """A service's service; asked to stop, and its tasks awaited, at the end of the block."""
         async with asyncio.timeout(200), asyncio.TaskGroup() as tasks:
-            scope = Scope(name, self.context, self.log, BlobStore(self.context.blob_uri), tasks)
+            service = ServiceContext(name, self.context, self.log, BlobStore(self.context.blob_uri), tasks)
             try:
-                yield scope
+                yield service
             finally:
-                scope.stopping.set()
+                service.stopping.set()
 
     def launch(self, service: str, settings: dict[str, object]) -> "subprocess.Popen[str]":
         """A service in a process of its own, as `eachprompt run` has it; its log is `<dir>/<service>.log`."""

@@ -20,7 +20,7 @@ MAINS: Final = {
     "batches": "consumers.batches.service",
     "learner": "learner.service",
 }
-"""Service → the module with its `main(scope, settings)`."""
+"""Service → the module with its `main(service, settings)`."""
 
 _ELASTIC: Final = ("rewards",)
 """Services whose replicas deal their input among themselves: any ordinal may join a run that is up, and leave it."""
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     from streams.runtime.service import run_service
 
     main: Callable[[Any, Any], Awaitable[None]] = importlib.import_module(MAINS[service]).main
-    code = run_service(service, context, lambda scope: main(scope, settings))
+    code = run_service(service, context, lambda context: main(context, settings))
     if service == "learner":
         # What is left is to take torch and its process groups apart: a second or two for which the other ranks, and
         # the next life, would wait, and a hang where a thread still waits in a collective with a rank that is gone.

@@ -89,7 +89,7 @@ class EngineSettings:
             "seed": self.seed,
             "tensor_parallel_size": self.tensor_parallel,
             "disable_log_stats": True,
-            "worker_extension_cls": "producers.rollouts.engine.worker_extension.WeightExtension",
+            "worker_extension_cls": "producers.rollouts.engine.worker.extension.WeightExtension",
         }
         if self.device == "cpu":
             arguments |= {"kv_cache_memory_bytes": self.kv_cache_bytes, "distributed_executor_backend": "uni"}

@@ -26,7 +26,7 @@ from streams.context import RunContext
 from streams.log.clients import Log, LogSettings
 from streams.log.dead_letters import dead_letter, failures_before, history, replay_headers
 from streams.record import Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names
 
 PARTITIONS = 2
@@ -126,11 +126,11 @@ def aggregate(config: RunConfig, bootstrap: str, until: Callable[[RunLog], bool]
         context = RunContext(config.run.id, config.directory, bootstrap, PARTITIONS, config.directory.as_uri())
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             client = Log(LogSettings(bootstrap, config.run.id, PARTITIONS), "test")
-            scope = Scope("groups", context, client, BlobStore(context.blob_uri), tasks)
-            tasks.create_task(groups.main(scope, GroupSettings()))
+            service = ServiceContext("groups", context, client, BlobStore(context.blob_uri), tasks)
+            tasks.create_task(groups.main(service, GroupSettings()))
             while not await asyncio.to_thread(until, log):
                 await asyncio.sleep(0.05)
-            scope.stopping.set()
+            service.stopping.set()
 
     asyncio.run(serve())
 

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from consumers.batches import service
+from consumers.batches import service as batch_service
 from consumers.batches.settings import BatchSettings
 from schemas import TOPICS, BatchPlanned, GroupReady, Member, Ref, UndecodableError, decode
 from streams.blobs.store import BlobStore
@@ -13,10 +13,10 @@ from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.tail import read_to_end
 from streams.record import Output
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
-JUNK = 2 * (service._RECALL_RECORDS + 4 * 10) + 50
+JUNK = 2 * (batch_service._RECALL_RECORDS + 4 * 10) + 50
 """More than the tail that is looked at first."""
 
 
@@ -55,11 +55,11 @@ async def serve(log: Log, tmp_path: Path, wanted: int) -> None:
     settings = log.settings
     context = RunContext(settings.run, tmp_path, settings.bootstrap, settings.partitions, tmp_path.as_uri())
     async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
-        scope = Scope("batches", context, log, BlobStore(context.blob_uri), tasks)
-        tasks.create_task(service.main(scope, SETTINGS))
+        service = ServiceContext("batches", context, log, BlobStore(context.blob_uri), tasks)
+        tasks.create_task(batch_service.main(service, SETTINGS))
         while len(await batches(log)) < wanted:
             await asyncio.sleep(0.05)
-        scope.stopping.set()
+        service.stopping.set()
 
 
 async def test_numbers_go_on_behind_junk(embedded_broker: Broker, prefix: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from consumers.batches.batcher import Batcher
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned, Event, GroupDropped, GroupReady, Member, Ref, RolloutDisposed, StepCompleted
 from streams.record import Output, Record
-from streams.stages.processor import Turn
+from streams.stages.processor import ProcessResult
 
 
 def ready(name: int, version: int = 0, tokens: int = 10, invalid: int = 0, time_s: float = 0.0) -> GroupReady:
@@ -63,18 +63,18 @@ class Stage:
     def __post_init__(self) -> None:
         self.fold = Batcher(self.settings, (1.0, 0.1))
 
-    def deliver(self, event: Event) -> Turn:
+    def deliver(self, event: Event) -> ProcessResult:
         self.log.append(event)
         return self.process(len(self.log) - 1)
 
-    def process(self, offset: int) -> Turn:
+    def process(self, offset: int) -> ProcessResult:
         return self.commit(self.fold.on_event(self.log[offset], record("groups", offset), 10.0))
 
-    def train(self, batch: int) -> Turn:
+    def train(self, batch: int) -> ProcessResult:
         self.steps.append(step(batch))
-        return self.commit(self.fold.on_observed(self.steps[-1], record("steps", len(self.steps)), 10.0))
+        return self.commit(self.fold.on_side_input(self.steps[-1], record("steps", len(self.steps)), 10.0))
 
-    def commit(self, turn: Turn) -> Turn:
+    def commit(self, turn: ProcessResult) -> ProcessResult:
         offsets = [ref.offset for ref in turn.finished]
         assert len(set(offsets)) == len(offsets)
         assert self.finished.isdisjoint(offsets)
@@ -92,7 +92,7 @@ class Stage:
             if offset not in self.finished:
                 self.process(offset)
         for done in self.steps:
-            self.commit(self.fold.on_observed(done, record("steps", 0), 10.0))
+            self.commit(self.fold.on_side_input(done, record("steps", 0), 10.0))
 
     @property
     def batches(self) -> list[BatchPlanned]:
@@ -113,7 +113,7 @@ def make(**fields: Any) -> Stage:
 
 def test_a_batch_is_planned_when_its_groups_are_there() -> None:
     stage = make()
-    assert stage.deliver(ready(0, tokens=20, invalid=1)) == Turn()
+    assert stage.deliver(ready(0, tokens=20, invalid=1)) == ProcessResult()
     assert stage.fold.waiting(0.0) == ["batch 0 has 1 of 2 groups"]
     turn = stage.deliver(ready(1, tokens=30, time_s=4.0))
     assert [ref.offset for ref in turn.finished] == [0, 1]
@@ -223,7 +223,7 @@ def test_other_events_are_finished_at_once() -> None:
     end = RolloutDisposed(
         rollout_id="p.0.0", group_id="p.0", rollout=Ref("rollouts", 0, 0), disposition="duplicate", time_s=0.0
     )
-    assert stage.deliver(end) == Turn(finished=(Ref("groups", 0, 0),))
+    assert stage.deliver(end) == ProcessResult(finished=(Ref("groups", 0, 0),))
 
 
 def test_settings_refuse_a_cost_of_nothing() -> None:

@@ -41,9 +41,9 @@ def plans(repeats: dict[int, int]) -> list[tuple[int, tuple[str, ...]]]:
     batcher = Batcher(settings, (1.0, 0.1))
     turns = [batcher.on_event(ready(number), record("groups", number), 0.0) for number in range(GROUPS)]
     for batch in range(GROUPS // GROUPS_PER_BATCH):
-        turns.append(batcher.on_observed(step(batch), record("steps", 0), 0.0))
+        turns.append(batcher.on_side_input(step(batch), record("steps", 0), 0.0))
         for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):
-            turn = batcher.on_observed(step(again), record("steps", 0), 0.0)
+            turn = batcher.on_side_input(step(again), record("steps", 0), 0.0)
             assert turn.outputs == () and turn.finished == (), "a step told again makes no room"
     outputs = [output.event for turn in turns for output in turn.outputs]
     return [(event.batch, event.groups) for event in outputs if isinstance(event, BatchPlanned)]
@@ -61,4 +61,4 @@ def test_an_old_step_told_again_holds_no_batch_back() -> None:
         planned += batcher.on_event(ready(batch), record("groups", batch), 0.0).outputs
         assert len(planned) == batch + 1
         for told in (batch, max(0, batch - 1)):
-            assert batcher.on_observed(step(told), record("steps", 0), 0.0).outputs == ()
+            assert batcher.on_side_input(step(told), record("steps", 0), 0.0).outputs == ()

@@ -27,7 +27,7 @@ from schemas import (
 )
 from streams.errors import Poison
 from streams.record import Output, Record
-from streams.stages.processor import Turn
+from streams.stages.processor import ProcessResult
 
 
 def score(
@@ -86,11 +86,11 @@ class Stage:
     def __post_init__(self) -> None:
         self.fold = Aggregator(self.settings)
 
-    def deliver(self, event: RolloutScored | GroupRequested) -> Turn:
+    def deliver(self, event: RolloutScored | GroupRequested) -> ProcessResult:
         self.log.append(event)
         return self.process(len(self.log) - 1)
 
-    def process(self, offset: int) -> Turn:
+    def process(self, offset: int) -> ProcessResult:
         event = self.log[offset]
         topic = "scores" if isinstance(event, RolloutScored) else "prompts"
         record = Record(
@@ -102,7 +102,7 @@ class Stage:
     def scores(self) -> set[int]:
         return {offset for offset, event in enumerate(self.log) if isinstance(event, RolloutScored)}
 
-    def commit(self, turn: Turn) -> Turn:
+    def commit(self, turn: ProcessResult) -> ProcessResult:
         offsets = [ref.offset for ref in turn.finished]
         assert len(set(offsets)) == len(offsets)
         assert self.finished.isdisjoint(offsets)
@@ -153,7 +153,7 @@ def ends_of(events: list[Event]) -> list[tuple[Ref, str]]:
 
 def test_a_complete_group_closes_at_once_and_finishes_its_scores() -> None:
     stage = Stage(GroupSettings())
-    assert stage.deliver(score(index=0, reward=1.0)) == Turn()
+    assert stage.deliver(score(index=0, reward=1.0)) == ProcessResult()
     turn = stage.deliver(score(index=1, reward=0.0))
     assert [ref.offset for ref in turn.finished] == [0, 1]
     (output,) = turn.outputs
@@ -167,9 +167,9 @@ def test_a_complete_group_closes_at_once_and_finishes_its_scores() -> None:
 def test_the_same_rollout_scored_again_is_finished_without_a_word() -> None:
     stage = Stage(GroupSettings())
     stage.deliver(score(index=0))
-    assert stage.deliver(score(index=0, reward=0.0)) == Turn(finished=(Ref("scores", 0, 1),))
+    assert stage.deliver(score(index=0, reward=0.0)) == ProcessResult(finished=(Ref("scores", 0, 1),))
     stage.deliver(score(index=1, reward=0.0))
-    assert stage.deliver(score(index=1)) == Turn(finished=(Ref("scores", 0, 3),))
+    assert stage.deliver(score(index=1)) == ProcessResult(finished=(Ref("scores", 0, 3),))
 
 
 def test_a_later_attempt_is_a_duplicate_once_also_after_a_crash() -> None:
@@ -225,7 +225,7 @@ def test_what_does_not_belong_is_poison() -> None:
 
 def test_a_group_of_which_nothing_comes_ends_as_expired() -> None:
     stage = Stage(GroupSettings(unheard_s=60.0))
-    assert stage.deliver(request("p.0", requested_s=5.0)) == Turn()
+    assert stage.deliver(request("p.0", requested_s=5.0)) == ProcessResult()
     assert stage.fold.waiting(46.0) == ["waits for the first of 2 rollouts of group p.0 since 46 s and for 119 s more"]
     stage.crash()
     stage.pass_time(164.0)
@@ -244,7 +244,7 @@ def test_a_group_of_which_nothing_comes_ends_as_expired() -> None:
 def test_a_request_is_finished_with_its_group_and_a_second_one_at_once() -> None:
     stage = Stage(GroupSettings())
     stage.deliver(score(index=0))
-    assert stage.deliver(request()) == Turn()
+    assert stage.deliver(request()) == ProcessResult()
     assert stage.deliver(request()).finished == (Ref("prompts", 0, 2),)
     turn = stage.deliver(score(index=1, reward=0.0))
     assert set(turn.finished) == {Ref("scores", 0, 0), Ref("scores", 0, 3), Ref("prompts", 0, 1)}

@@ -39,7 +39,7 @@ from streams.log.clients import Log, LogSettings, Writer
 from streams.log.reader import Reader
 from streams.log.tail import read_to_end
 from streams.record import Output
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 
 LONG = ModelShape(vocabulary=32, max_tokens=32_768, moe_layers=60, top_k=8, experts=128)
 LIMIT_MS = 10.0
@@ -62,28 +62,28 @@ def dropped() -> Output:
 
 
 @pytest.fixture
-async def scope(log_broker: Broker, tmp_path: Path) -> AsyncIterator[Scope]:
+async def service(log_broker: Broker, tmp_path: Path) -> AsyncIterator[ServiceContext]:
     context = RunContext(f"f{uuid.uuid4().hex[:8]}", tmp_path, log_broker.bootstrap, 1, (tmp_path / "blobs").as_uri())
     await asyncio.to_thread(
         create_topics, context.bootstrap, [TopicSpec(topic.on(context.run), 1) for topic in TOPICS.values()]
     )
     log = Log(LogSettings(context.bootstrap, context.run, 1), "test")
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        scope = Scope("learner", context, log, BlobStore(context.blob_uri), tasks)
-        yield scope
-        scope.cancel_spawned()
+        service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
+        yield service
+        service.cancel_spawned()
 
 
-async def write(scope: Scope, *outputs: Output) -> None:
-    async with Writer(scope.log) as writer:
+async def write(service: ServiceContext, *outputs: Output) -> None:
+    async with Writer(service.log) as writer:
         for output in outputs:
             await writer.write(output)
 
 
-async def test_a_number_comes_once_and_drops_are_passed_over(scope: Scope) -> None:
-    await write(scope, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
-    feed = Feed(scope, READING, offset=0, next_batch=0)
-    scope.spawn(feed.fill(), "feed")
+async def test_a_number_comes_once_and_drops_are_passed_over(service: ServiceContext) -> None:
+    await write(service, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
+    feed = Feed(service, READING, offset=0, next_batch=0)
+    service.spawn(feed.fill(), "feed")
     batches = [await feed.next() for _ in range(3)]
     assert [batch.plan.batch for batch in batches if batch] == [0, 1, 2]
     assert batches[1] is not None and batches[1].plan.token_budget == 10
@@ -111,10 +111,10 @@ def long_rollout(blobs: BlobStore, index: int) -> RolloutCompleted:
     )  # fmt: skip
 
 
-async def test_bodies_are_read_and_decoded_beside_the_loop(scope: Scope) -> None:
+async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceContext) -> None:
     bodies = 4
-    events = await asyncio.gather(*(asyncio.to_thread(long_rollout, scope.blobs, i) for i in range(bodies)))
-    async with Writer(scope.log) as writer:
+    events = await asyncio.gather(*(asyncio.to_thread(long_rollout, service.blobs, i) for i in range(bodies)))
+    async with Writer(service.log) as writer:
         refs = [await writer.write(Output("rollouts", event, key="p.0")) for event in events]
     sequences = tuple(
         PlannedSequence(
@@ -127,15 +127,15 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(scope: Scope) -> None
         batch=0, groups=(), sequences=sequences, ranks=((tuple(range(bodies)),),), token_budget=LONG.max_tokens,
         time_s=0.0,
     )  # fmt: skip
-    await write(scope, Output("batches", planned))
-    feed = Feed(scope, Reading(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
+    await write(service, Output("batches", planned))
+    feed = Feed(service, Reading(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
     watch = Watch()
     # What the tests before have left behind is not walked through meanwhile; a service collects rarely.
     gc.collect()
     gc.disable()
     try:
         watching = asyncio.create_task(watch.run())
-        scope.spawn(feed.fill(), "feed")
+        service.spawn(feed.fill(), "feed")
         batch = await feed.next()
         watching.cancel()
     finally:
@@ -145,16 +145,16 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(scope: Scope) -> None
     assert watch.worst.cpu_ms < LIMIT_MS, watch.worst
 
 
-async def test_it_goes_on_where_the_checkpoint_says(scope: Scope) -> None:
-    await write(scope, plan(0), plan(1), plan(2))
-    feed = Feed(scope, READING, offset=1, next_batch=2)
-    scope.spawn(feed.fill(), "feed")
+async def test_it_goes_on_where_the_checkpoint_says(service: ServiceContext) -> None:
+    await write(service, plan(0), plan(1), plan(2))
+    feed = Feed(service, READING, offset=1, next_batch=2)
+    service.spawn(feed.fill(), "feed")
     batch = await feed.next()
     assert batch is not None and batch.plan.batch == 2 and batch.record.offset == 2
 
 
-async def letters(scope: Scope) -> list[Ref]:
-    records = await read_to_end(scope.log, {("dead-letters", 0): None})
+async def letters(service: ServiceContext) -> list[Ref]:
+    records = await read_to_end(service.log, {("dead-letters", 0): None})
     return [event.source for event in map(decode, (r.value for r in records)) if isinstance(event, DeadLetter)]
 
 
@@ -177,37 +177,39 @@ async def given(feed: Feed, count: int) -> list[int]:
     return numbers
 
 
-async def test_a_number_that_the_batcher_cannot_have_come_to_is_passed_over(scope: Scope) -> None:
+async def test_a_number_that_the_batcher_cannot_have_come_to_is_passed_over(service: ServiceContext) -> None:
     """Whoever wrote it, and however often: the run goes on, and one letter a record keeps it."""
-    await write(scope, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
-    assert await given(Feed(scope, FIRST_RANK, offset=0, next_batch=0), 4) == [0, 1, 2, 3]
-    assert await letters(scope) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
+    await write(service, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
+    assert await given(Feed(service, FIRST_RANK, offset=0, next_batch=0), 4) == [0, 1, 2, 3]
+    assert await letters(service) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
 
 
-async def test_one_rank_writes_the_letters(scope: Scope) -> None:
-    await write(scope, plan(7), plan(0))
-    assert await given(Feed(scope, READING, offset=0, next_batch=0), 1) == [0]
-    assert await letters(scope) == []
+async def test_one_rank_writes_the_letters(service: ServiceContext) -> None:
+    await write(service, plan(7), plan(0))
+    assert await given(Feed(service, READING, offset=0, next_batch=0), 1) == [0]
+    assert await letters(service) == []
 
 
-async def test_a_batcher_that_goes_on_without_a_batch_ends_the_run(scope: Scope) -> None:
+async def test_a_batcher_that_goes_on_without_a_batch_ends_the_run(service: ServiceContext) -> None:
     """Two in a row are no stranger's: waiting for what is left out would be for ever."""
-    await write(scope, plan(0), plan(2), dropped(), plan(3))
-    feed = Feed(scope, READING, offset=0, next_batch=0)
+    await write(service, plan(0), plan(2), dropped(), plan(3))
+    feed = Feed(service, READING, offset=0, next_batch=0)
     with pytest.raises(ConfigurationError, match=r"batch 3 at batches/0@3 follows batch 0 .*has lost batch 1"):
         await feed.fill()
 
 
-async def test_a_batch_that_retention_deleted_ends_the_run(scope: Scope) -> None:
-    await write(scope, plan(0), plan(1), plan(2))
-    with Admin(scope.context.bootstrap) as admin:
-        admin.delete_records({TopicPartition(scope.log.full("batches"), 0): 2})
-    feed = Feed(scope, READING, offset=1, next_batch=1)
+async def test_a_batch_that_retention_deleted_ends_the_run(service: ServiceContext) -> None:
+    await write(service, plan(0), plan(1), plan(2))
+    with Admin(service.run_context.bootstrap) as admin:
+        admin.delete_records({TopicPartition(service.log.full("batches"), 0): 2})
+    feed = Feed(service, READING, offset=1, next_batch=1)
     with pytest.raises(ConfigurationError, match=r"batch 2 at batches/0@2 .*retention has deleted.* lost batch 1"):
         await feed.fill()
 
 
-async def test_a_reader_that_is_stuck_ends_the_service(scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_is_stuck_ends_the_service(
+    service: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
     entered = Reader.__aenter__
@@ -218,24 +220,24 @@ async def test_a_reader_that_is_stuck_ends_the_service(scope: Scope, monkeypatch
             self.pause("batches", [0])
         return reader
 
-    await write(scope, plan(0))
+    await write(service, plan(0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(StreamsError, match="batches/0 ends at 1 and is read no further than 0"):
         async with asyncio.timeout(60):
-            await Feed(scope, READING, offset=0, next_batch=0).fill()
+            await Feed(service, READING, offset=0, next_batch=0).fill()
 
 
-async def test_a_log_that_ends_before_the_checkpoint_is_another_one(scope: Scope) -> None:
-    await write(scope, plan(0))
+async def test_a_log_that_ends_before_the_checkpoint_is_another_one(service: ServiceContext) -> None:
+    await write(service, plan(0))
     with pytest.raises(LostBatchError, match="stands at offset 5 of batches and the log ends at 1"):
-        await Feed(scope, READING, offset=5, next_batch=5).fill()
+        await Feed(service, READING, offset=5, next_batch=5).fill()
 
 
-async def test_a_wait_is_named_and_ends_with_the_service(scope: Scope) -> None:
-    feed = Feed(scope, READING, offset=0, next_batch=7)
+async def test_a_wait_is_named_and_ends_with_the_service(service: ServiceContext) -> None:
+    feed = Feed(service, READING, offset=0, next_batch=7)
     waiting = asyncio.create_task(feed.next())
     await asyncio.sleep(0)
-    assert any(line.startswith("waits for batch 7 since") for line in scope.waits(0.0))
-    scope.stopping.set()
+    assert any(line.startswith("waits for batch 7 since") for line in service.waits(0.0))
+    service.stopping.set()
     assert await waiting is None
-    assert scope.waits(0.0) == []
+    assert service.waits(0.0) == []

@@ -10,7 +10,7 @@ from learner.model.packed_row import Rollout
 from learner.model.policy import load_model, mixed_precision, model_shape, shard, stored_tensors
 from learner.ranks.group import Ranks
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 from learner.weights import gather, stored_form
 from tests.learner.model.fp8_engine import InPlain
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from learner.model.policy import build_policy, model_shape, stored_tensors
 from learner.ranks.group import Ranks
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from tests.learner.router_replay.families import FAMILIES, SHAPES, rollouts
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.build import check
 from learner.errors import ModelError
 from learner.model.policy import load_model, stored_tensors
 from learner.settings import LearnerSettings
+from learner.training.build import check
 from learner.weights import refuse_unpublishable, stored_form
 from streams.context import RunContext
 

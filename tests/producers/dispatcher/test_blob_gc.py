@@ -59,10 +59,10 @@ async def test_the_dispatcher_collects_by_age(run: Any, tmp_path: Path) -> None:
     expired, within_the_margin, weights = blob("routes/a", 27), blob("routes/b", 25), blob("weights/v1/a", 1000)
     await run.write(Output("weights", published(1), key="1"))
     settings = DispatcherSettings(source=JsonlSource(path=str(tmp_path / "train.jsonl")), retention_h=2)
-    async with run.scope("dispatcher") as scope:
-        scope.spawn(main(scope, settings), "dispatcher")
+    async with run.service("dispatcher") as service:
+        service.spawn(main(service, settings), "dispatcher")
         end_s = time.monotonic() + 60
         while expired.exists():
             assert time.monotonic() < end_s
-            await scope.until_stopped(0.05)
+            await service.until_stopped(0.05)
     assert within_the_margin.exists() and weights.exists()

@@ -67,8 +67,8 @@ def drop(request: GroupRequested) -> Output:
 async def test_a_freed_slot_is_filled_and_a_restart_asks_for_nothing_twice(
     run: Any, settings: DispatcherSettings
 ) -> None:
-    async with run.scope("dispatcher") as scope:
-        service = scope.spawn(main(scope, settings), "dispatcher")
+    async with run.service("dispatcher") as service:
+        serving = service.spawn(main(service, settings), "dispatcher")
         first = requests(await run.read("prompts", until=lambda found: len(found) == 3 + 4))
         assert [request.purpose for request in sorted(first, key=lambda r: r.sequence)] == ["evaluate"] * 3 + [
             "train"
@@ -76,15 +76,15 @@ async def test_a_freed_slot_is_filled_and_a_restart_asks_for_nothing_twice(
         training = [request for request in first if request.purpose == "train"]
         await run.write(drop(training[0]))
         await run.read("prompts", until=lambda found: len(found) == 8)
-        scope.stopping.set()
-        await service
+        service.stopping.set()
+        await serving
     await run.write(drop(training[1]), drop(training[2]))
-    async with run.scope("dispatcher") as scope:
-        scope.spawn(main(scope, settings), "dispatcher")
+    async with run.service("dispatcher") as service:
+        service.spawn(main(service, settings), "dispatcher")
         found = requests(await run.read("prompts", until=lambda found: len(found) == 10))
         # Others may read what it wrote before it has heard of that itself.
         async with asyncio.timeout(60):
-            while not (scope.is_ready and scope.gauges.get("outstanding_groups") == 4):
+            while not (service.is_ready and service.gauges.get("outstanding_groups") == 4):
                 await asyncio.sleep(0.01)
     assert sorted(request.sequence for request in found) == list(range(10))
     assert len({request.group_id for request in found}) == 10
@@ -93,8 +93,8 @@ async def test_a_freed_slot_is_filled_and_a_restart_asks_for_nothing_twice(
 async def test_a_predecessor_that_still_runs_is_fenced(run: Any, settings: DispatcherSettings) -> None:
     old = TransactionalWriter(run.log, f"{run.context.run}.dispatcher")
     await old.open()
-    async with run.scope("dispatcher") as scope:
-        scope.spawn(main(scope, settings), "dispatcher")
+    async with run.service("dispatcher") as service:
+        service.spawn(main(service, settings), "dispatcher")
         found = requests(await run.read("prompts", until=lambda found: len(found) == 7))
         with pytest.raises(FencedError):
             await old.write([Output("prompts", found[0], key=found[0].group_id)])
@@ -102,8 +102,8 @@ async def test_a_predecessor_that_still_runs_is_fenced(run: Any, settings: Dispa
 
 
 async def test_a_refused_prompt_is_replaced(run: Any, settings: DispatcherSettings) -> None:
-    async with run.scope("dispatcher") as scope:
-        scope.spawn(main(scope, settings), "dispatcher")
+    async with run.service("dispatcher") as service:
+        service.spawn(main(service, settings), "dispatcher")
         found = requests(await run.read("prompts", until=lambda found: len(found) == 7))
         refused = next(request for request in found if request.purpose == "train")
         letter = DeadLetter(

@@ -19,7 +19,7 @@ from streams.context import RunContext
 from streams.errors import ConfigurationError
 from streams.runtime.service import run_service
 
-async def main(scope):
+async def main(service):
     if sys.argv[2] == "starting":
         await asyncio.sleep(600)
     if sys.argv[2] == "misconfigured":
@@ -29,11 +29,11 @@ async def main(scope):
         if sys.argv[2] == "broken":
             raise RuntimeError("the task beside broke")
         await asyncio.sleep(600)
-    scope.spawn(beside(), "beside")
-    scope.gauge("things", 3)
-    scope.ready()
-    async with scope.wait("for the signal of the test", 60):
-        await scope.stopping.wait()
+    service.spawn(beside(), "beside")
+    service.gauge("things", 3)
+    service.ready()
+    async with service.wait("for the signal of the test", 60):
+        await service.stopping.wait()
     if sys.argv[2] == "slow":
         await asyncio.sleep(600)
     print("drained", flush=True)

@@ -20,7 +20,7 @@ from streams.log.clients import Log, LogSettings, Writer
 from streams.log.stall import STALLED_S, Watchdog
 from streams.log.tail import read_to_end
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages import assignment as membership
 from streams.stages.assignment import Assignment, FixedShare, Membership, dealt
 from streams.stages.worker import Emit, WorkerSpec, run_worker
@@ -251,14 +251,14 @@ class Replica:
             drain_s=20.0,
         )
         self.worker = worker
-        self.scope = Scope("test", context, log, BlobStore(context.blob_uri), tasks)
-        self._task = tasks.create_task(run_worker(self.scope, SPEC, worker))
+        self.service = ServiceContext("test", context, log, BlobStore(context.blob_uri), tasks)
+        self._task = tasks.create_task(run_worker(self.service, SPEC, worker))
 
     def has(self, partitions: int) -> Callable[[], bool]:
-        return lambda: self.scope.gauges.get("partitions") == partitions
+        return lambda: self.service.gauges.get("partitions") == partitions
 
     async def stop(self) -> None:
-        self.scope.stopping.set()
+        self.service.stopping.set()
         await self._task
 
 
@@ -288,13 +288,13 @@ async def test_replicas_are_added_and_removed_under_load_and_every_record_is_wor
         replicas = [Replica(log, tmp_path, tasks, 0, Disposer())]
         await until("one has all", replicas[0].has(4))
         replicas += [Replica(log, tmp_path, tasks, k, Disposer()) for k in (1, 5)]
-        await until("three share", lambda: sorted(r.scope.gauges.get("partitions", 0) for r in replicas) == [1, 1, 2])
+        await until("three share", lambda: sorted(r.service.gauges.get("partitions", 0) for r in replicas) == [1, 1, 2])
         marks = [sum(replica.worker.seen.values()) for replica in replicas]
         await until(
             "each works", lambda: all(sum(r.worker.seen.values()) > m for r, m in zip(replicas, marks, strict=True))
         )
         await replicas[0].stop()
-        await until("two share", lambda: [r.scope.gauges["partitions"] for r in replicas[1:]] == [2, 2])
+        await until("two share", lambda: [r.service.gauges["partitions"] for r in replicas[1:]] == [2, 2])
         await replicas[2].stop()
         await until("one has all", replicas[1].has(4))
         loading = False
@@ -319,7 +319,7 @@ async def test_what_a_lost_partition_still_has_in_hand_is_taken_by_its_new_owner
         await until("all are seen", lambda: len(first.worker.seen) == 40)
         kept = f"{len(held)} records in hand"
         await until(
-            "the others are done", lambda: any(said.startswith(kept) for said in first.scope.waits(time.time()))
+            "the others are done", lambda: any(said.startswith(kept) for said in first.service.waits(time.time()))
         )
         second = Replica(log, tmp_path, tasks, 1, Disposer())
         await until("both have some", second.has(2))

@@ -32,13 +32,13 @@ from streams.log.fetch import RecordFetcher
 from streams.log.history import scan_topic
 from streams.log.reader import Reader
 from streams.log.replay import read_topic
-from streams.log.tail import Recall, read_to_end, recalled
+from streams.log.tail import Tail, read_tail, read_to_end
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
-from streams.stages.processor import FoldSpec, Turn
-from streams.stages.runner import run_fold
+from streams.stages.processor import ProcessorSpec, ProcessResult
+from streams.stages.runner import run_processor
 from streams.stages.worker import Emit, WorkerSpec, run_worker
 
 PARTITIONS = 2
@@ -61,15 +61,15 @@ def log(broker: Broker, run: str) -> Log:
 
 
 @asynccontextmanager
-async def scope_of(log: Log, tmp_path: Path, drain_s: float = 30.0) -> AsyncIterator[Scope]:
+async def scope_of(log: Log, tmp_path: Path, drain_s: float = 30.0) -> AsyncIterator[ServiceContext]:
     context = RunContext(
         log.settings.run, tmp_path, log.settings.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), drain_s=drain_s
     )
     async with asyncio.TaskGroup() as tasks:
-        scope = Scope("test", context, log, BlobStore(context.blob_uri), tasks)
-        yield scope
-        scope.stopping.set()
-        scope.cancel_spawned()
+        service = ServiceContext("test", context, log, BlobStore(context.blob_uri), tasks)
+        yield service
+        service.stopping.set()
+        service.cancel_spawned()
 
 
 def scored(group: str, index: int) -> Output:
@@ -139,17 +139,17 @@ async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_agai
             for index in range(3):
                 await writer.write(scored(group, index))
     first = Collector(hold={"a.1", "c.0"})
-    async with scope_of(log, tmp_path, drain_s=1.0) as scope:
-        task = scope.spawn(run_worker(scope, SPEC, first), "worker")
+    async with scope_of(log, tmp_path, drain_s=1.0) as service:
+        task = service.spawn(run_worker(service, SPEC, first), "worker")
         await until("all are seen", lambda: len(first.seen) == 12)
-        await until("in hand", lambda: "2 records in hand" in " ".join(scope.waits(time.time())))
-        scope.stopping.set()
+        await until("in hand", lambda: "2 records in hand" in " ".join(service.waits(time.time())))
+        service.stopping.set()
         await task
     second = Collector()
-    async with scope_of(log, tmp_path) as scope:
-        task = scope.spawn(run_worker(scope, SPEC, second), "worker")
+    async with scope_of(log, tmp_path) as service:
+        task = service.spawn(run_worker(service, SPEC, second), "worker")
         await until("the held ones come again", lambda: len(second.seen) >= 2)
-        scope.stopping.set()
+        service.stopping.set()
         await task
     assert sorted(second.seen) == ["a.1", "c.0"]
     disposed = [event.rollout_id for event in await everything(log, "groups") if isinstance(event, RolloutDisposed)]
@@ -168,10 +168,10 @@ async def test_undecodable_and_poisonous_records_become_dead_letters_with_their_
         await writer.write(scored("a", 0))
         await writer.write(scored("poison", 0))
     worker = Collector()
-    async with scope_of(log, tmp_path) as scope:
-        task = scope.spawn(run_worker(scope, SPEC, worker), "worker")
+    async with scope_of(log, tmp_path) as service:
+        task = service.spawn(run_worker(service, SPEC, worker), "worker")
         await until("both are seen", lambda: len(worker.seen) == 2)
-        scope.stopping.set()
+        service.stopping.set()
         await task
     letters = await everything(log, "dead-letters")
     assert {getattr(letter, "data", b"")[:6] for letter in letters} >= {b"\xc1 junk"}
@@ -187,13 +187,13 @@ class Pairs:
         self.recalled: list[str] = []
         self.steps: list[int] = []
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         if not isinstance(event, RolloutScored):
             raise Poison(f"{type(event).__name__} is not a score")
         members = self.open.setdefault(event.group_id, [])
         members.append(record)
         if len(members) < 2:
-            return Turn()
+            return ProcessResult()
         del self.open[event.group_id]
         dropped = GroupDropped(
             group_id=event.group_id,
@@ -203,19 +203,19 @@ class Pairs:
             members=tuple(Member(rollout_id=f"{r.offset}", rollout=r.ref) for r in members),
             time_s=now_s,
         )
-        return Turn((Output("groups", dropped, key=event.group_id),), tuple(r.ref for r in members))
+        return ProcessResult((Output("groups", dropped, key=event.group_id),), tuple(r.ref for r in members))
 
-    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         assert isinstance(event, StepCompleted)
         self.steps.append(event.step)
-        return Turn()
+        return ProcessResult()
 
     def on_recalled(self, event: Event, record: Record) -> None:
         assert isinstance(event, GroupDropped)
         self.recalled.append(event.group_id)
 
-    def on_time(self, now_s: float) -> Turn:
-        return Turn()
+    def on_time(self, now_s: float) -> ProcessResult:
+        return ProcessResult()
 
     def next_time_s(self) -> float | None:
         return None
@@ -224,7 +224,7 @@ class Pairs:
         return [f"waits for the second score of {group}" for group in self.open]
 
 
-FOLD = FoldSpec("pairs", "scores", ("steps",), Recall("groups", horizon_s=3600.0), "all")
+FOLD = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=3600.0), "all")
 
 
 def step(number: int) -> Output:
@@ -241,8 +241,8 @@ async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_pa
         await writer.write(scored("b", 1))
         await writer.write(step(0))
     fold = Pairs()
-    async with scope_of(log, tmp_path) as scope:
-        task = scope.spawn(run_fold(scope, FOLD, lambda _: fold), "fold")
+    async with scope_of(log, tmp_path) as service:
+        task = service.spawn(run_processor(service, FOLD, lambda _: fold), "fold")
         await until("b is closed", lambda: sorted(fold.open) == ["a", "c"] and fold.steps == [0])
         async with asyncio.timeout(60):
             while not await everything(log, "groups"):
@@ -252,11 +252,11 @@ async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_pa
     async with Writer(log) as writer:
         await writer.write(scored("a", 1))
     again = Pairs()
-    async with scope_of(log, tmp_path) as scope:
-        task = scope.spawn(run_fold(scope, FOLD, lambda _: again), "fold")
+    async with scope_of(log, tmp_path) as service:
+        task = service.spawn(run_processor(service, FOLD, lambda _: again), "fold")
         await until("a is closed", lambda: sorted(again.open) == ["c"])
-        assert "waits for the second score of c" in scope.waits(time.time())
-        scope.stopping.set()
+        assert "waits for the second score of c" in service.waits(time.time())
+        service.stopping.set()
         await task
     dropped = [event.group_id for event in await everything(log, "groups") if isinstance(event, GroupDropped)]
     assert sorted(dropped) == ["a", "b"]
@@ -284,7 +284,7 @@ async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
     for number in range(5):
         await writer.write([step(number)])
     await writer.close()
-    found = await recalled(log, Recall("steps", tail=2), None, time.time())
+    found = await read_tail(log, Tail("steps", tail=2), None, time.time())
     steps = [event.step for event, _ in found if isinstance(event, StepCompleted)]
     assert steps[-2:] == [3, 4]
     assert len(steps) <= 4
@@ -301,7 +301,7 @@ async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) 
     successor = TransactionalWriter(log, f"{log.settings.run}.steps")
     await successor.open()
     await successor.close()
-    assert not await recalled(log, Recall("steps", tail=0), None, time.time())
+    assert not await read_tail(log, Tail("steps", tail=0), None, time.time())
 
     def holds_step(event: Event) -> bool:
         return isinstance(event, StepCompleted)
@@ -310,8 +310,8 @@ async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) 
         return isinstance(event, GroupDropped)
 
     for holding in (holds_step, holds_drop):
-        recall = Recall("steps", tail=2, holding=holding)
-        found = await recalled(log, recall, None, time.time())
+        recall = Tail("steps", tail=2, holding=holding)
+        found = await read_tail(log, recall, None, time.time())
         assert [type(event) for event, _ in found].count(StepCompleted) == 1
 
 
@@ -320,9 +320,9 @@ class Hoard(Pairs):
 
     begun = 0
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         self.begun += 1
-        return Turn()
+        return ProcessResult()
 
 
 @pytest.mark.timeout(120)  # a stage that does not stop spins, so that no other deadline is heard
@@ -340,42 +340,44 @@ async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     await asyncio.gather(*sending)
     await producer.stop()
     hoard = Hoard()
-    async with scope_of(log, tmp_path) as scope:
-        task = scope.spawn(run_fold(scope, FoldSpec("hoard", "scores", shard="all"), lambda _: hoard), "fold")
-        await until("it reads no more", lambda: any("reads no more" in line for line in scope.waits(0.0)))
+    async with scope_of(log, tmp_path) as service:
+        task = service.spawn(
+            run_processor(service, ProcessorSpec("hoard", "scores", shard="all"), lambda _: hoard), "fold"
+        )
+        await until("it reads no more", lambda: any("reads no more" in line for line in service.waits(0.0)))
         await asyncio.sleep(1.5)
-        scope.stopping.set()
+        service.stopping.set()
         await task
     assert 600 <= hoard.begun < 600 + 500
 
 
-async def work(scope: Scope) -> None:
-    await run_worker(scope, SPEC, Collector())
+async def work(service: ServiceContext) -> None:
+    await run_worker(service, SPEC, Collector())
 
 
-async def fold(scope: Scope) -> None:
-    await run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: Pairs())
+async def fold(service: ServiceContext) -> None:
+    await run_processor(service, ProcessorSpec("pairs", "scores", shard="all"), lambda _: Pairs())
 
 
 class Bystander(Pairs):
     """A fold that sees whatever comes on its side topic."""
 
-    def on_observed(self, event: Event, record: Record, now_s: float) -> Turn:
-        return Turn()
+    def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
+        return ProcessResult()
 
 
-async def fold_beside(scope: Scope) -> None:
+async def fold_beside(service: ServiceContext) -> None:
     """With the stuck topic at its side."""
-    await run_fold(scope, FoldSpec("pairs", "groups", ("scores",), shard="all"), lambda _: Bystander())
+    await run_processor(service, ProcessorSpec("pairs", "groups", ("scores",), shard="all"), lambda _: Bystander())
 
 
-async def follower(scope: Scope) -> None:
-    await follow(scope, ["scores"], on=lambda event, record: None)
+async def follower(service: ServiceContext) -> None:
+    await follow(service, ["scores"], on=lambda event, record: None)
 
 
 @pytest.mark.parametrize("serve", [fold, follower])
 async def test_who_reads_on_and_whose_reader_is_stuck_ends(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Scope], Awaitable[None]]
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
     monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
@@ -390,14 +392,14 @@ async def test_who_reads_on_and_whose_reader_is_stuck_ends(
         await writer.write(scored("a", 0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(60), scope_of(log, tmp_path) as scope:
-            await serve(scope)
+        async with asyncio.timeout(60), scope_of(log, tmp_path) as service:
+            await serve(service)
     assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and is read no further than 0")
 
 
 @pytest.mark.parametrize("serve", [work, fold, fold_beside])
 async def test_one_stuck_partition_among_busy_ones_is_noticed(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[Scope], Awaitable[None]]
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
     monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
@@ -426,8 +428,8 @@ async def test_one_stuck_partition_among_busy_ones_is_noticed(
         await writer.write(scored(stuck, 0))
         writing = asyncio.create_task(keep_busy(writer))
         with pytest.raises(ExceptionGroup) as raised:
-            async with asyncio.timeout(60), scope_of(log, tmp_path) as scope:
-                await serve(scope)
+            async with asyncio.timeout(60), scope_of(log, tmp_path) as service:
+                await serve(service)
         writing.cancel()
         await asyncio.wait([writing])
     assert raised.group_contains(StreamsError, match="scores/0 ends at 1 and is read no further than 0")
@@ -445,7 +447,7 @@ class Endless(Pairs):
         self.why.append(why)
         self.ended.set()
 
-    def on_event(self, event: Event, record: Record, now_s: float) -> Turn:
+    def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         assert self.ended.wait(60)
         return super().on_event(event, record, now_s)
 
@@ -458,8 +460,8 @@ async def test_a_fold_that_does_not_return_ends_its_process(
     monkeypatch.setattr("streams.stages.runner._SILENT_S", 0.6)
     async with Writer(log) as writer:
         ref = await writer.write(scored("a", 0))
-    async with asyncio.timeout(90), scope_of(log, tmp_path) as scope:
-        scope.spawn(run_fold(scope, FoldSpec("pairs", "scores", shard="all"), lambda _: endless), "fold")
+    async with asyncio.timeout(90), scope_of(log, tmp_path) as service:
+        service.spawn(run_processor(service, ProcessorSpec("pairs", "scores", shard="all"), lambda _: endless), "fold")
         await until("it was noticed", endless.ended.is_set)
     assert endless.why == [f"pairs folds {place(ref)}: nothing else ran for 0.6 s"]
 
@@ -481,10 +483,11 @@ async def test_follow_tells_when_it_has_caught_up_and_goes_on(log: Log, tmp_path
     async with Writer(log) as writer:
         for number in range(3):
             await writer.write(step(number))
-        async with scope_of(log, tmp_path) as scope:
+        async with scope_of(log, tmp_path) as service:
             caught_up = asyncio.Event()
-            scope.spawn(
-                follow(scope, ["steps"], on=lambda e, r: seen.append(getattr(e, "step", -1)), caught_up=caught_up), "f"
+            service.spawn(
+                follow(service, ["steps"], on=lambda e, r: seen.append(getattr(e, "step", -1)), caught_up=caught_up),
+                "f",
             )
             async with asyncio.timeout(60):
                 await caught_up.wait()
@@ -531,14 +534,14 @@ async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Pat
         with Admin(log.settings.bootstrap) as admin:
             return [sum(admin.lag(f"{run}.{stage}", [f"{run}.scores"]).values()) for stage in ("pairs", "collect")]
 
-    async with scope_of(log, tmp_path) as scope:
-        fold = FoldSpec("pairs", "scores", (), None, "all")
-        tasks = [scope.spawn(run_fold(scope, fold, lambda _: Pairs()), "fold")]
-        tasks.append(scope.spawn(run_worker(scope, SPEC, Collector()), "worker"))
+    async with scope_of(log, tmp_path) as service:
+        fold = ProcessorSpec("pairs", "scores", (), None, "all")
+        tasks = [service.spawn(run_processor(service, fold, lambda _: Pairs()), "fold")]
+        tasks.append(service.spawn(run_worker(service, SPEC, Collector()), "worker"))
         async with asyncio.timeout(60):
             while await asyncio.to_thread(lags) != [0, 0]:
                 await asyncio.sleep(0.05)
-        scope.stopping.set()
+        service.stopping.set()
         await asyncio.gather(*tasks)
 
 

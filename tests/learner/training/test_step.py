@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from learner.model.policy import load_model
-from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
+from learner.training.schedule import learning_rate
 
 
 def test_two_runs_have_the_same_bits(two_ranks: list[dict[str, Any]]) -> None:

@@ -24,10 +24,10 @@ from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
 from learner.model.packed_row import Rollout, filler, pack
 from learner.model.policy import ModelShape, Policy
-from learner.proximal import Metrics, Proximal, Reference, routed
 from learner.ranks.group import Ranks
-from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
+from learner.training.proximal import Metrics, Proximal, Reference, routed
+from learner.training.schedule import learning_rate
 from streams.faults import reach
 
 logger = logging.getLogger(__name__)

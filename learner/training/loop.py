@@ -17,26 +17,26 @@ from torch import Tensor
 
 from learner.batch.loader import Feed, LoadedBatch, Reading
 from learner.batch.prior_steps import Done, decode_done, read_done
-from learner.build import assemble, check
 from learner.checkpoint.manager import State
 from learner.checkpoint.manifest import Position
 from learner.errors import RankError
-from learner.phases import Phases
 from learner.ranks.agreement import Intent, agreed
-from learner.ranks.failure_detector import Vigil
+from learner.ranks.failure_detector import FailureDetector
 from learner.ranks.group import leave
 from learner.ranks.lifeline import Lifeline, Meeting
 from learner.ranks.rendezvous import place_of
-from learner.ranks.serial_thread import Lane
+from learner.ranks.serial_thread import SerialThread
 from learner.settings import LearnerSettings
-from learner.step import StepReport
+from learner.training.build import assemble, check
+from learner.training.phases import Phases
+from learner.training.step import StepReport
 from learner.weights import gather
 from learner.weights.canary import CanarySet
 from learner.weights.producer_feedback import watch_producers
 from learner.weights.publisher import Publisher
 from schemas import Canary, Rejected, StepCompleted
 from streams.faults import reach
-from streams.runtime.service_context import Scope
+from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names, tracing
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,14 @@ _T = TypeVar("_T")
 class Training:
     """Everything of one rank. `run` returns when the service is asked to stop."""
 
-    def __init__(self, scope: Scope, settings: LearnerSettings) -> None:
-        self._scope = scope
+    def __init__(self, service: ServiceContext, settings: LearnerSettings) -> None:
+        self._service = service
         self._settings = settings
-        self._rank = scope.context.ordinal
-        self._training = Lane("training")
-        self._background = Lane("background")
-        self._vigil = Vigil(scope, scope.context.ordinal, settings.heartbeat_s)
-        self._phases = Phases(scope.started_s)
+        self._rank = service.run_context.ordinal
+        self._training = SerialThread("training")
+        self._background = SerialThread("background")
+        self._vigil = FailureDetector(service, service.run_context.ordinal, settings.heartbeat_s)
+        self._phases = Phases(service.started_s)
         self._position = Position()
         self._saved_step = 0
         self._published_step = 0
@@ -64,23 +64,23 @@ class Training:
 
     async def run(self) -> None:
         """See the class. LearnerError, StreamsError: this rank cannot go on."""
-        settings, scope = self._settings, self._scope
+        settings, service = self._settings, self._service
         self._phases.end("imports")
         # What the user got wrong is said before the ranks meet, and by each of them.
-        await self._training.run(partial(check, settings, scope.context))
+        await self._training.run(partial(check, settings, service.run_context))
         self._phases.end("configuration")
-        place = place_of(scope.context.directory, settings.master_port)
-        lifeline = Lifeline(self._rank, settings.ranks, place, scope.context.run)
-        scope.add_status(lifeline.waits)
-        scope.add_status(self._waits)
-        scope.spawn(self._vigil.mourn(lifeline, asyncio.current_task()), "lifeline")
+        place = place_of(service.run_context.directory, settings.master_port)
+        lifeline = Lifeline(self._rank, settings.ranks, place, service.run_context.run)
+        service.add_status(lifeline.waits)
+        service.add_status(self._waits)
+        service.spawn(self._vigil.watch_peers(lifeline, asyncio.current_task()), "lifeline")
         try:
             meeting = await lifeline.meet(settings.rendezvous_timeout_s)
             self._phases.end("meeting")
             await self._live(meeting)
         except asyncio.CancelledError:
             # Told to stop while starting: the others wait for this rank, and would do so until their deadline.
-            if scope.stopping.is_set():
+            if service.stopping.is_set():
                 lifeline.stop()
             raise
         finally:
@@ -89,27 +89,27 @@ class Training:
         leave()
 
     async def _live(self, meeting: Meeting) -> None:
-        settings, scope = self._settings, self._scope
-        async with scope.wait("for the model", settings.rendezvous_timeout_s):
+        settings, service = self._settings, self._service
+        async with service.wait("for the model", settings.rendezvous_timeout_s):
             joined = partial(self._phases.end, "groups")
-            assembling = partial(assemble, settings, scope.context, meeting, joined)
+            assembling = partial(assemble, settings, service.run_context, meeting, joined)
             parts = self._parts = await self._training.run(assembling)
         self._phases.end("model")
-        scope.spawn(self._vigil.beat(parts.ranks), "heartbeat")
+        service.spawn(self._vigil.beat(parts.ranks), "heartbeat")
         await self._together(self._background, self._restore)
         self._phases.end("checkpoint")
         done = await self._done()
         self._published_step = min(self._position.step, done.published)
         self._canary = CanarySet(parts.policy, parts.ranks, done.canary_ids())
         reading = Reading(self._rank, settings.ranks, parts.shape, settings.fetch_timeout_s, done.rejected)
-        self._feed = Feed(scope, reading, self._position.offset, self._position.next_batch)
-        scope.spawn(self._feed.fill(), "feed")
+        self._feed = Feed(service, reading, self._position.offset, self._position.next_batch)
+        service.spawn(self._feed.fill(), "feed")
         self._publisher: Publisher | None = None
         if self._rank == 0:
-            publisher = Publisher(scope, parts.policy.model, parts.stored, settings)
+            publisher = Publisher(service, parts.policy.model, parts.stored, settings)
             async with publisher:
                 self._publisher = publisher
-                scope.spawn(watch_producers(scope, publisher, settings.publish), "learner watches producers")
+                service.spawn(watch_producers(service, publisher, settings.publish), "learner watches producers")
                 await self._serve()
         else:
             await self._serve()
@@ -132,13 +132,13 @@ class Training:
         if self._rank == 0:
             # One checkpoint may be in the writing, and each of the kept ones may turn out damaged.
             unsaved = (2 + self._settings.keep_checkpoints) * self._settings.checkpoint_every
-            read = (await read_done(self._scope.log, self._position.next_batch, unsaved)).encode()
+            read = (await read_done(self._service.log, self._position.next_batch, unsaved)).encode()
         return decode_done((await self._collective(partial(self._parts.ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
         self._phases.end("log")
         logger.info("learner rank %d %s", self._rank, self._phases)
-        self._scope.ready()
+        self._service.ready()
         if self._settings.publish.kind == "delta" and self._position.step:
             # What a predecessor published last is not in memory: an anchor, for deltas to be told from.
             await self._publish()
@@ -149,7 +149,7 @@ class Training:
         else:
             await self._finish()
             logger.info("did %d steps, idles until it is told to stop", self._position.step)
-            await self._scope.stopping.wait()
+            await self._service.stopping.wait()
             await self._agree(None)
         await self._finish()
 
@@ -195,7 +195,7 @@ class Training:
         """Run `work` in the training thread. Where another rank's end breaks it, the vigil says whose it was."""
         return await self._together(self._training, work)
 
-    async def _together(self, lane: Lane, work: Callable[[], _T]) -> _T:
+    async def _together(self, lane: SerialThread, work: Callable[[], _T]) -> _T:
         try:
             return await lane.run(work)
         except (RankError, RuntimeError):
@@ -207,7 +207,7 @@ class Training:
         intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
         rejected = agreed(await self._collective(partial(self._parts.ranks.exchange, intent.encode())))
         if rejected is None:
-            self._scope.stopping.set()
+            self._service.stopping.set()
         return rejected
 
     async def _announce(
@@ -216,9 +216,9 @@ class Training:
         planned = {"packing/fill": batch.plan.fill, "packing/imbalance": batch.plan.imbalance}
         metrics = report.metrics | planned
         for name, value in metrics.items():
-            self._scope.gauge(name, value)
-        self._scope.gauge("step", self._position.step)
-        self._scope.gauge("idle_share", waited_s / (waited_s + wall_s))
+            self._service.gauge(name, value)
+        self._service.gauge("step", self._position.step)
+        self._service.gauge("idle_share", waited_s / (waited_s + wall_s))
         if self._publisher is not None:
             event = StepCompleted(
                 step=self._position.step,
@@ -243,7 +243,7 @@ class Training:
             await self._published()
             record = None if batch is None else batch.record
             uploading = self._publisher.weights(whole, self._position.step, record, canary)
-            self._publishing = self._scope.spawn(uploading, f"publish v{self._position.step}")
+            self._publishing = self._service.spawn(uploading, f"publish v{self._position.step}")
 
     def _gather(self, batch: LoadedBatch | None) -> tuple[dict[str, Tensor], Canary | None]:
         """Collective: whole weights on rank 0, and what they say of the canary's sequences."""
@@ -261,10 +261,10 @@ class Training:
         began = time.monotonic()
         await self._saved()
         staged = await self._training.run(self._stage)
-        self._scope.gauge("checkpoint_blocked_s", time.monotonic() - began)
+        self._service.gauge("checkpoint_blocked_s", time.monotonic() - began)
         self._saved_step = self._position.step
         writing = self._write(self._position, staged, self._publishing)
-        self._saving = self._scope.spawn(writing, f"checkpoint {self._position.step}")
+        self._saving = self._service.spawn(writing, f"checkpoint {self._position.step}")
 
     async def _write(self, position: Position, staged: State, publishing: asyncio.Task[None] | None) -> None:
         """Weights of the step are out before its checkpoint is there: no life after it would publish them."""
@@ -272,7 +272,7 @@ class Training:
             pass
         began = time.monotonic()
         await self._together(self._background, partial(self._parts.checkpoints.save, position, staged))
-        self._scope.gauge("checkpoint_write_s", time.monotonic() - began)
+        self._service.gauge("checkpoint_write_s", time.monotonic() - began)
 
     async def _is_out(self, publishing: asyncio.Task[None] | None) -> bool:
         """Whether rank 0's upload is done: it may take longer than a collective, in which the others would wait."""

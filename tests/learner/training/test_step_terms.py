@@ -13,7 +13,7 @@ from learner.model.packed_row import Rollout
 from learner.model.policy import load_model
 from learner.router_replay import replayed
 from learner.settings import LearnerSettings
-from learner.step import Trainer
+from learner.training.step import Trainer
 
 
 def plain(directory: Path, weights: Path | None = None) -> Any:

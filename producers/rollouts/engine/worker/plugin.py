@@ -84,5 +84,5 @@ def register_weight_transfer() -> None:
     # The factory refuses a name that it has, and offers no way to ask for it. The class is imported when it is used.
     with suppress(ValueError):
         WeightTransferEngineFactory.register_engine(
-            "eachprompt", "producers.rollouts.engine.weight_transfer", "FilesWeightTransferEngine"
+            "eachprompt", "producers.rollouts.engine.worker.weight_transfer", "FilesWeightTransferEngine"
         )

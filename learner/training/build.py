@@ -21,7 +21,7 @@ from learner.model.policy import (
 from learner.ranks.group import Ranks, join
 from learner.ranks.lifeline import Meeting
 from learner.settings import LearnerSettings
-from learner.step import Trainer, build_objective
+from learner.training.step import Trainer, build_objective
 from learner.weights import refuse_unpublishable
 from streams.context import RunContext
 
