@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manager import CheckpointManager
 from learner.checkpoint.manifest import Position
 from learner.checkpoint.retention import Retention
-from learner.ranks.group import Ranks, join, leave
-from learner.ranks.lifeline import meet
+from learner.ranks.group import RankGroup, join_group, leave_group
+from learner.ranks.lifeline import rendezvous
 
 ROW_BYTES = 4 * 1024
 TENSORS = 16
 
 
-def state_of(ranks: Ranks, gib: float) -> dict[str, Tensor]:
+def state_of(ranks: RankGroup, gib: float) -> dict[str, Tensor]:
     """float32 tensors of `gib` in all, dealt by rows."""
     rows = int(gib * 2**30 / ROW_BYTES / TENSORS)
     torch.manual_seed(0)
@@ -57,8 +57,8 @@ def products(until: Callable[[], bool]) -> float:
 def measure(rank: int, world: int, gib: float, rounds: int, directory: Path) -> dict[str, float]:
     """Seconds, and the share of its speed that training keeps."""
     torch.set_num_threads(1)
-    ranks = join(meet(rank, world, directory, 60.0), 120.0)
-    checkpoints = Checkpoints(directory / "checkpoints", "m", Retention(2), ranks)
+    ranks = join_group(rendezvous(rank, world, directory, 60.0), 120.0)
+    checkpoints = CheckpointManager(directory / "checkpoints", "m", Retention(2), ranks)
     state = state_of(ranks, gib)
     times: dict[str, list[float]] = {}
 
@@ -87,7 +87,7 @@ def measure(rank: int, world: int, gib: float, rounds: int, directory: Path) -> 
     timed("load", lambda: checkpoints.load(path, manifest, state))
     medians = {name: statistics.median(values) for name, values in times.items()}
     said = [json.loads(part) for part in ranks.exchange(json.dumps(medians).encode())]
-    leave()
+    leave_group()
     return {name: (min if name == "train meanwhile" else max)(each[name] for each in said) for name in medians}
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manager import CheckpointManager
 from learner.checkpoint.manifest import Position
 from learner.checkpoint.retention import Retention
 from learner.model.packed_row import Rollout
 from learner.model.policy import build_policy, model_shape, stored_tensors
-from learner.ranks.group import join, leave
-from learner.ranks.lifeline import meet
+from learner.ranks.group import join_group, leave_group
+from learner.ranks.lifeline import rendezvous
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
@@ -91,11 +91,11 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
         updates_per_batch=args.updates,
         attention=args.attention,
     )
-    ranks = join(meet(rank, args.ranks, directory, 60), 60)
+    ranks = join_group(rendezvous(rank, args.ranks, directory, 60), 60)
     policy = build_policy(model, settings, ranks.mesh)
     shape = model_shape(policy.model, None)
     trainer = Trainer(policy, shape, settings, ranks)
-    checkpoints = Checkpoints(directory / "checkpoints", str(model), Retention(2), ranks)
+    checkpoints = CheckpointManager(directory / "checkpoints", str(model), Retention(2), ranks)
     micro_batches = rollouts(
         args.rollouts, rank, args.ranks, args.micro_batch, shape.moe_layers, shape.experts, shape.vocabulary
     )
@@ -117,7 +117,7 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
             timed("write", partial(write, policy.model, whole, stored, directory))
         staged = timed("checkpoint: copy", partial(checkpoints.stage, trainer.state()))
         timed("checkpoint: write", partial(checkpoints.save, Position(step=step), staged))
-    leave()
+    leave_group()
     return {name: round(statistics.median(values[2:] or values), 1) for name, values in times.items()}
 
 

@@ -16,7 +16,7 @@ Device = Literal["cuda", "cpu"]
 FLASH: Final = "flash_attention_2"
 
 
-def check_machine(settings: LearnerSettings, device: Device | None = None) -> None:
+def check_device(settings: LearnerSettings, device: Device | None = None) -> None:
     """ModelError, one sentence: precision or attention cannot train here. `device`: what torch found, where asked."""
     if settings.precision == "fp8":
         require_transformer_engine(device or likely_device())

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.objectives.stream import Stream, batches_of
 from learner.model.policy import Policy, build_policy, load_model, model_shape
-from learner.ranks.group import join, leave
-from learner.ranks.lifeline import meet
+from learner.ranks.group import join_group, leave_group
+from learner.ranks.lifeline import rendezvous
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather
@@ -49,7 +49,7 @@ def main() -> None:
     )
     model = Path(stream.model)
     with tempfile.TemporaryDirectory() as scratch:
-        ranks = join(meet(0, 1, Path(scratch), 60), 60)
+        ranks = join_group(rendezvous(0, 1, Path(scratch), 60), 60)
         policy = build_policy(model, settings, ranks.mesh)
         shape = model_shape(policy.model, None)
         trainer = Trainer(policy, shape, settings, ranks)
@@ -59,7 +59,7 @@ def main() -> None:
             metrics = trainer.train(batch, step).metrics
             if (step + 1) % args.every == 0 or step + 1 == steps:
                 _say(step + 1, held_back(policy), metrics)
-        leave()
+        leave_group()
 
 
 class _Examiner:

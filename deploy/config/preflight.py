@@ -11,7 +11,7 @@ from deploy.config.error_text import shown, suggestion
 from deploy.config.run import RunConfig
 from deploy.config.shared import SERVICES
 from deploy.errors import ConfigError
-from learner.device_check import check_machine, devices, likely_device
+from learner.device_check import check_device, devices, likely_device
 from learner.errors import ModelError
 from learner.settings import SUPPORTED
 from streams.blobs.store import BlobStore
@@ -31,7 +31,7 @@ def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
     settings: dict[str, Any] = {service: config.service(service) for service in services}
     if "learner" in settings:
         try:
-            check_machine(settings["learner"])
+            check_device(settings["learner"])
         except ModelError as error:
             raise ConfigError(f"learner: {error}") from None
     check_trainable(config)

@@ -37,7 +37,7 @@ class LoadedBatch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderConfig:
     """Which rollouts a rank fetches, how long that may take (seconds), what they must fit; `rejected` gives, by rollout
     id, why an earlier life has left some of them out of the batches that come again."""
 
@@ -48,13 +48,13 @@ class Reading:
     rejected: Mapping[str, str] = field(default_factory=dict)
 
 
-class Feed:
+class BatchLoader:
     """Reads `batches` from `offset`, where batch number `next_batch` or what precedes it is.
 
     `fill` runs beside training and keeps one loaded batch ready: while one trains, the next is fetched and decoded.
     """
 
-    def __init__(self, service: ServiceContext, reading: Reading, offset: int, next_batch: int) -> None:
+    def __init__(self, service: ServiceContext, reading: LoaderConfig, offset: int, next_batch: int) -> None:
         self._service = service
         self._reading = reading
         self._offset = offset

@@ -17,7 +17,7 @@ checkpoints say. Their reading takes a second or two, and only what was rejected
 _WEIGHTS_TAIL: Final = 1000
 
 
-class Done(msgspec.Struct, frozen=True):
+class PriorSteps(msgspec.Struct, frozen=True):
     """`published`: the newest weights on the log, 0 where there are none. `rejected`: by rollout id, why a rollout of a
     batch from `next_batch` on was not trained on. What could not be read then is not trained on now either, though it
     can be read by now: the step's weights are on the log already, and must come out the same. `canary`: token ids of
@@ -37,12 +37,12 @@ class Done(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self)
 
 
-def decode_done(data: bytes) -> Done:
-    """What `Done.encode` said."""
-    return msgspec.json.decode(data, type=Done)
+def decode_prior_steps(data: bytes) -> PriorSteps:
+    """What `PriorSteps.encode` said."""
+    return msgspec.json.decode(data, type=PriorSteps)
 
 
-async def read_done(log: Log, next_batch: int, unsaved: int) -> Done:
+async def read_prior_steps(log: Log, next_batch: int, unsaved: int) -> PriorSteps:
     """Read `steps` and `weights` back from their ends, as far as is needed, whatever others wrote there. StreamsError.
 
     `unsaved`: how many steps an earlier life can have done beyond the checkpoint at which a later one began. Lives
@@ -68,4 +68,4 @@ async def read_done(log: Log, next_batch: int, unsaved: int) -> Done:
             published = max(published, event.version)
             if event.canary is not None:
                 canary = tuple(map(tuple, event.canary.token_ids.numpy().tolist()))
-    return Done(published, rejected, canary)
+    return PriorSteps(published, rejected, canary)

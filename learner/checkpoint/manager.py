@@ -42,7 +42,7 @@ from learner.checkpoint.manifest import (
 from learner.checkpoint.retention import Retention
 from learner.checkpoint.storage import Planner, Reader, Writer
 from learner.errors import CheckpointError, ForeignCheckpointError
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 from streams.faults import reach
 
 logger = logging.getLogger(__name__)
@@ -54,13 +54,13 @@ State = Mapping[str, Tensor]
 """Tensors by name; a DTensor stands for this rank's part of the whole."""
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one run in `directory`. Every method but `stage` is called by all ranks, in the same order.
 
     A rank that fails makes all fail, with CheckpointError: nobody goes on believing in a checkpoint that is not there.
     """
 
-    def __init__(self, directory: Path, model: str, retention: Retention, ranks: Ranks) -> None:
+    def __init__(self, directory: Path, model: str, retention: Retention, ranks: RankGroup) -> None:
         self._directory = directory
         self._model = model
         self._retention = retention

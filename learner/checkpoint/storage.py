@@ -118,7 +118,7 @@ class Writer(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
-        """It is made by `Checkpoints` and never found by its name."""
+        """It is made by `CheckpointManager` and never found by its name."""
         return False
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> ShardFile:
@@ -185,7 +185,7 @@ class Reader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
-        """It is made by `Checkpoints` and never found by its name."""
+        """It is made by `CheckpointManager` and never found by its name."""
         return False
 
 

@@ -157,10 +157,10 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
     """`model` sharded over `mesh` in place, behind the policy's interface.
 
     Expert parallelism is not here, and this is where it would go: the mesh gets an "expert" dimension
-    (`learner.ranks.group.join`), every `experts` module is sharded along the experts over that dimension before its
-    layer is sharded over the others, and its `forward` sends the tokens to the ranks of their experts and the results
-    back, around what `learner.fp8.experts` puts in the same place. Routes to be replayed stay ids of all experts;
-    checkpoints and publication take any DTensor; the global gradient norm is then a sum over two meshes.
+    (`learner.ranks.group.join_group`), every `experts` module is sharded along the experts over that dimension before
+    its layer is sharded over the others, and its `forward` sends the tokens to the ranks of their experts and the
+    results back, around what `learner.model.fp8.experts` puts in the same place. Router replay still names experts by
+    their global ids; checkpoints and publication take any DTensor; the gradient norm is then a sum over two meshes.
     """
     policy = Policy(model, settings.chunk_tokens)
     if mesh.device_type != "cpu" and not settings.offload:

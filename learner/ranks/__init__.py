@@ -1,1 +1,1 @@
-"""The group of ranks: how they meet, agree, and notice that one is gone."""
+"""The group of ranks: rendezvous, collectives, agreement before each batch, and failure detection."""

@@ -1,4 +1,4 @@
-"""Before each batch the ranks say what they are about to do, so that none trains alone."""
+"""Before each batch the ranks exchange what they are about to do, so that none enters a collective alone."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,22 @@ from schemas import Rejected
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """What a rank is about to do: train on `batch` without what it `rejected`, or stop (None)."""
+    """What one rank is about to do: train on batch number `batch` without its `rejected` sequences, or stop (None)."""
 
     batch: int | None
     rejected: tuple[Rejected, ...] = ()
 
     def encode(self) -> bytes:
-        """For the other ranks."""
+        """As JSON, for the exchange with the other ranks."""
         return msgspec.json.encode(self)
 
 
-def agreed(said: Sequence[bytes]) -> tuple[Rejected, ...] | None:
-    """What all ranks together reject of the batch; None where one of them stops. LearnerError: they do not agree."""
-    intents = [msgspec.json.decode(part, type=Intent) for part in said]
+def merge_intents(encoded: Sequence[bytes]) -> tuple[Rejected, ...] | None:
+    """The sequences that all ranks together reject from the batch, given every rank's encoded intent in rank order.
+
+    None: at least one rank stops, so all do. LearnerError: the ranks are about to train on different batches.
+    """
+    intents = [msgspec.json.decode(part, type=Intent) for part in encoded]
     numbers = {intent.batch for intent in intents}
     if None in numbers:
         return None

@@ -1,7 +1,7 @@
-"""The group of ranks: what they tell one another, how a silent one is noticed.
+"""The group of ranks: its process groups, the exchange of bytes between ranks, and the heartbeat.
 
-Tensors of the model travel through FSDP's own collectives (gloo on CPU, NCCL on CUDA). Everything else the ranks say to
-one another is a few bytes: `Ranks.exchange` gathers them through a gloo group, in rank order and without pickle.
+Tensors of the model travel through FSDP's own collectives (gloo on CPU, NCCL on CUDA). Everything else is a few bytes a
+rank: `RankGroup.exchange` gathers them through a gloo group, in rank order and without pickle.
 """
 
 import os
@@ -14,16 +14,16 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from learner.errors import RankError
-from learner.ranks.lifeline import Meeting
+from learner.ranks.lifeline import RendezvousInfo
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among the ranks. `control`, `watch` and `background` are gloo groups, so that the training thread,
-    the heartbeat and a checkpoint being written never wait for one another's collectives.
+class RankGroup:
+    """This process as `rank` of `world`. `control`, `watch` and `background` are separate gloo groups: the training
+    thread, the heartbeat and a checkpoint being written never wait for one another's collectives.
 
-    `mesh` is `[shards]`, or `[copies, shards]` where the model is held several times (HSDP): parameters are gathered
-    among the neighbours that share a copy, and only gradients go between copies.
+    `mesh` is `[shards]`, or `[copies, shards]` with HSDP: parameters are gathered within one copy of the model;
+    only gradients are reduced between copies.
     """
 
     rank: int
@@ -35,24 +35,27 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device that this rank computes on."""
         if self.mesh.device_type == "cpu":
             return torch.device("cpu")
         return torch.device(self.mesh.device_type, torch.cuda.current_device())
 
     @property
     def copies(self) -> int:
-        """How many times the whole model is held."""
+        """How many ranks or groups of ranks hold the whole model (HSDP's replicas); 1 without HSDP."""
         return self.mesh.size(0) if self.mesh.ndim == 2 else 1
 
     def exchange(self, data: bytes, group: dist.ProcessGroup | None = None) -> list[bytes]:
-        """Every rank's bytes, in rank order; all ranks must call it. RankError: another rank is gone."""
+        """All-gather of `data`: every rank's bytes, in rank order, over `group` (default `control`).
+
+        Blocking and collective: all ranks must call it. RankError: another rank is gone.
+        """
         return exchange(data, self.world, self.control if group is None else group)
 
-    def beat(self, flag: bool) -> bool:
-        """One sign of life of every rank: whether any raised its flag.
+    def heartbeat(self, flag: bool) -> bool:
+        """One heartbeat of every rank: whether any of them raised its flag. Blocking and collective.
 
-        Rank 0 hears each of the others and answers, so that it knows which one is silent; RankError names it.
+        Rank 0 receives from each peer and answers all of them, so it knows which one is silent: RankError names it.
         """
         raised = torch.tensor([int(flag)])
         peers = range(1, self.world) if self.rank == 0 else (0,)
@@ -61,9 +64,9 @@ class Ranks:
             if self.rank != 0:
                 dist.send(raised, 0, self.watch)
             for peer in peers:
-                said = torch.zeros_like(raised)
-                dist.recv(said, peer, self.watch)
-                raised = torch.maximum(raised, said)
+                received = torch.zeros_like(raised)
+                dist.recv(received, peer, self.watch)
+                raised = torch.maximum(raised, received)
             if self.rank == 0:
                 for peer in peers:
                     dist.send(raised, peer, self.watch)
@@ -75,7 +78,7 @@ class Ranks:
 
 
 def exchange(data: bytes, world: int, group: dist.ProcessGroup) -> list[bytes]:
-    """See `Ranks.exchange`."""
+    """See `RankGroup.exchange`."""
     try:
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
         dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
@@ -88,18 +91,19 @@ def exchange(data: bytes, world: int, group: dist.ProcessGroup) -> list[bytes]:
     return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
-def join(meeting: Meeting, timeout_s: float, copies: int = 1) -> Ranks:
-    """Form the process groups of ranks that have met. Blocking; RankError: another rank ended meanwhile.
+def join_group(info: RendezvousInfo, timeout_s: float, copies: int = 1) -> RankGroup:
+    """Form the process groups after a rendezvous. Blocking; RankError: another rank ended meanwhile.
 
-    `timeout_s` bounds every collective from then on. `copies` divides the number of ranks; neighbours share a copy.
+    `timeout_s` bounds every collective from then on. `copies` must divide the number of ranks; adjacent ranks share one
+    copy of the model.
     """
     cuda = torch.cuda.is_available()
-    rank, world = meeting.rank, meeting.world
+    rank, world = info.rank, info.world
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
     timeout = timedelta(seconds=timeout_s)
     try:
-        store = _store(meeting, timeout)
+        store = _store(info, timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=world
         )
@@ -108,24 +112,24 @@ def join(meeting: Meeting, timeout_s: float, copies: int = 1) -> Ranks:
         control, watch, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
     except (RuntimeError, OSError) as error:
         raise RankError(
-            f"learner rank {rank} formed no group with the other {world - 1}: {_first_line(error)}"
+            f"learner rank {rank} could not form process groups with the other {world - 1}: {_first_line(error)}"
         ) from error
-    return Ranks(rank, world, mesh, control, watch, background)
+    return RankGroup(rank, world, mesh, control, watch, background)
 
 
-def leave() -> None:
-    """Close the connections, so that the others see at once that this rank is gone."""
+def leave_group() -> None:
+    """Destroy the process groups. Their connections close, so the peers see at once that this rank is gone."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _store(meeting: Meeting, timeout: timedelta) -> TCPStore:
-    """Rank 0 serves it on the socket that it told the others of."""
-    descriptor = None if meeting.listening is None else meeting.listening.detach()
+def _store(info: RendezvousInfo, timeout: timedelta) -> TCPStore:
+    """The TCP store of the group; rank 0 serves it on the socket whose port the rendezvous reported."""
+    descriptor = None if info.listening is None else info.listening.detach()
     return TCPStore(
-        meeting.host,
-        meeting.port,
-        meeting.world,
+        info.host,
+        info.port,
+        info.world,
         descriptor is not None,
         timeout,
         wait_for_workers=False,

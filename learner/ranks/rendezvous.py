@@ -1,7 +1,7 @@
-"""Where rank 0 is to be found, and the wait until it is there.
+"""How the other ranks find rank 0: its endpoint, and the wait until it listens there.
 
-On several machines its address is configured. On one machine rank 0 takes a free port and tells it through a file of
-the run directory; the kernel says when that file changes.
+Across machines its address is configured. On one machine rank 0 takes a free port and publishes it in a file of the run
+directory; inotify reports when that file changes.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ _EVENTS_BYTES: Final = 65_536
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where rank 0 listens: at `host`:`port`, or, with `file`, on this machine at the port that the file names."""
+class Endpoint:
+    """Where rank 0 listens: `host`:`port`, or, with `file`, this machine and the port that the file names."""
 
     host: str
     port: int
@@ -34,11 +34,11 @@ class Place:
 
     @property
     def listen(self) -> str:
-        """What rank 0 binds to: every interface where the others may be elsewhere."""
+        """The address that rank 0 binds: loopback on one machine, else every interface."""
         return LOOPBACK if self.host == LOOPBACK else ""
 
-    def told(self) -> int | None:
-        """The port to try now; None where rank 0 has not told it yet."""
+    def read_port(self) -> int | None:
+        """The port to try now; None where rank 0 has not published one yet."""
         if self.file is None:
             return self.port
         try:
@@ -46,63 +46,64 @@ class Place:
         except FileNotFoundError:
             return None
 
-    def tell(self, port: int) -> None:
-        """Rank 0: this is where I listen."""
+    def publish_port(self, port: int) -> None:
+        """Called by rank 0: write the port that it listens on into the file, atomically."""
         if self.file is not None:
             temporary = self.file.with_suffix(".tmp")
             temporary.write_text(json.dumps({"port": port}), encoding="utf-8")
             temporary.replace(self.file)
 
 
-def place_of(directory: Path, port: int) -> Place:
-    """MASTER_ADDR and MASTER_PORT (or `port`) where a pod sets them, else `port` of this machine; 0: by file."""
+def rank0_endpoint(directory: Path, port: int) -> Endpoint:
+    """Rank 0's endpoint: MASTER_ADDR and MASTER_PORT (default `port`) where torchrun or a pod sets them;
+    else `port` of this machine; with `port` 0 a free port that is published in `directory`."""
     if "MASTER_ADDR" in os.environ:
-        return Place(os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", port)))
+        return Endpoint(os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", port)))
     if port:
-        return Place(LOOPBACK, port)
+        return Endpoint(LOOPBACK, port)
     directory.mkdir(parents=True, exist_ok=True)
-    return Place(LOOPBACK, 0, directory / RENDEZVOUS_FILE)
+    return Endpoint(LOOPBACK, 0, directory / RENDEZVOUS_FILE)
 
 
-class Changes:
-    """Told of whatever was written into a directory since it was last asked."""
+class DirectoryChanges:
+    """Writes into a directory since the last wait, as inotify reports them."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
-    def noted(self) -> None:
-        """Something was."""
+    def notify(self) -> None:
+        """A file was written."""
         self._changed.set()
 
-    async def next(self) -> None:
-        """Wait for the next change, or for one that came since the last wait."""
+    async def wait(self) -> None:
+        """Wait for the next write; return at once where there was one since the last wait."""
         await self._changed.wait()
         self._changed.clear()
 
 
-class Retries:
-    """The same for a port of another machine, on which nothing can be awaited: it is tried again now and then."""
+class RetryInterval:
+    """The same interface for a fixed port, which cannot be watched: every wait is one retry interval."""
 
-    async def next(self) -> None:
-        """See the class."""
+    async def wait(self) -> None:
+        """Wait for one retry interval."""
         await asyncio.sleep(_RETRY_S)
 
 
 @contextmanager
-def changes(place: Place) -> Iterator[Changes | Retries]:
-    """What to wait for before rank 0 is looked for again. OSError: the kernel watches no more directories."""
-    if place.file is None:
-        yield Retries()
+def endpoint_changes(endpoint: Endpoint) -> Iterator[DirectoryChanges | RetryInterval]:
+    """What to await before connecting to rank 0 again. OSError: the kernel refuses another inotify watch."""
+    if endpoint.file is None:
+        yield RetryInterval()
         return
-    loop, changed = asyncio.get_running_loop(), Changes()
-    descriptor = _watch(place.file.parent)
+    loop, changed = asyncio.get_running_loop(), DirectoryChanges()
+    descriptor = _watch(endpoint.file.parent)
 
-    def heard() -> None:
+    def on_readable() -> None:
         os.read(descriptor, _EVENTS_BYTES)
-        changed.noted()
+        changed.notify()
 
     try:
-        loop.add_reader(descriptor, heard)
+        loop.add_reader(descriptor, on_readable)
         yield changed
     finally:
         loop.remove_reader(descriptor)
@@ -110,7 +111,7 @@ def changes(place: Place) -> Iterator[Changes | Retries]:
 
 
 def _watch(directory: Path) -> int:
-    """inotify(7), which the standard library does not have: a descriptor that is readable when a file is written."""
+    """A descriptor that becomes readable when a file is written: inotify(7), which the standard library lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
     mask = _IN_CLOSE_WRITE | _IN_MOVED_TO

@@ -1,4 +1,4 @@
-"""A thread for blocking work whose order matters: collectives, and torch's own state, belong to one thread each."""
+"""A thread for blocking work whose order matters: the collectives of one process group must run in one thread."""
 
 import asyncio
 import queue
@@ -10,9 +10,10 @@ _T = TypeVar("_T")
 
 
 class SerialThread:
-    """Runs what it is given, one after the other, in a daemon thread.
+    """Runs the functions it is given one after the other, in a daemon thread.
 
-    A ThreadPoolExecutor would keep a failing process alive until a collective that waits for a dead rank times out.
+    A ThreadPoolExecutor's threads are not daemons: they would keep a failing process alive until a collective that
+    waits for a dead rank times out.
     """
 
     def __init__(self, name: str) -> None:
@@ -21,7 +22,7 @@ class SerialThread:
         self._thread.start()
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns or raises. Cancelled, the caller goes on and the work does too."""
+        """Run `work` and return its result or raise its error. Cancelling the caller does not interrupt `work`."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[_T] = loop.create_future()
 
@@ -46,7 +47,7 @@ class SerialThread:
         return await outcome
 
     def close(self) -> None:
-        """End the thread after what it was given. Does not wait."""
+        """End the thread once it has run what is queued. Does not wait."""
         self._work.put(None)
 
     def _run(self) -> None:

@@ -13,15 +13,15 @@ included), MoE layers from first to last; −1 in all of a token's slots of a la
 
 from learner.router_replay.families import FAMILIES, RouterFamily, moe_routers
 from learner.router_replay.record import Record, recorded
-from learner.router_replay.reroute import Replay, replayed
+from learner.router_replay.reroute import RouterReplay, replayed
 from learner.router_replay.statistics import FlipStatistics
 
 __all__ = [
     "FAMILIES",
     "FlipStatistics",
     "Record",
-    "Replay",
     "RouterFamily",
+    "RouterReplay",
     "moe_routers",
     "recorded",
     "replayed",

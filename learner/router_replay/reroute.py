@@ -19,7 +19,7 @@ _installations: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
 context of another, and the first pass of a checkpointed layer has its context's installation and its own."""
 
 
-class Replay:
+class RouterReplay:
     """What `replayed` yields: the routes that its forward passes use, and what native routing would have done."""
 
     def __init__(self, routers: Sequence[MoeRouter], routes: Tensor) -> None:
@@ -104,13 +104,13 @@ class Replay:
 
 
 @contextmanager
-def replayed(model: nn.Module, routes: Tensor) -> Iterator[Replay]:
+def replayed(model: nn.Module, routes: Tensor) -> Iterator[RouterReplay]:
     """Routes the forward passes inside the context by `routes`; gate weights come from the live router's logits.
 
     The context must cover the forward pass; backward may come later, and layers that it recomputes (transformers'
     gradient checkpointing, torch's `checkpoint_wrapper`) are routed as they were, whatever replay is active by then. A
-    checkpoint made in another way is bound with `Replay.bind`. All forward passes in one context use the same routes,
-    so there is one context a micro-batch. Contexts nest: the innermost routes.
+    checkpoint made in another way is bound with `RouterReplay.bind`. All forward passes in one context use the same
+    routes, so there is one context a micro-batch. Contexts nest: the innermost routes.
 
     Args:
         model: a transformers model of a family in `FAMILIES`; under FSDP2 too.
@@ -122,6 +122,6 @@ def replayed(model: nn.Module, routes: Tensor) -> Iterator[Replay]:
             tokens does not fit.
     """
     routers = moe_routers(model)
-    replay = Replay(routers, routes)
+    replay = RouterReplay(routers, routes)
     with bound_checkpoints(model, replay.bind), replay._installed(routers):
         yield replay

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from learner.checkpoint.manager import Checkpoints, fingerprint, refuse_foreign
+from learner.checkpoint.manager import CheckpointManager, fingerprint, refuse_foreign
 from learner.checkpoint.retention import Retention
-from learner.device_check import Device, check_machine
+from learner.device_check import Device, check_device
 from learner.model.policy import (
     ModelShape,
     Policy,
@@ -18,8 +18,8 @@ from learner.model.policy import (
     read_config,
     stored_tensors,
 )
-from learner.ranks.group import Ranks, join
-from learner.ranks.lifeline import Meeting
+from learner.ranks.group import RankGroup, join_group
+from learner.ranks.lifeline import RendezvousInfo
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer, build_objective
 from learner.weights import refuse_unpublishable
@@ -27,48 +27,50 @@ from streams.context import RunContext
 
 
 @dataclass(frozen=True)
-class Parts:
+class LearnerComponents:
     """Of one rank. `stored`: name and shape of every tensor in the model's directory, as it is to be published."""
 
-    ranks: Ranks
+    ranks: RankGroup
     stored: dict[str, tuple[int, ...]]
     policy: Policy
     shape: ModelShape
     trainer: Trainer
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
 
 
-def check(settings: LearnerSettings, context: RunContext) -> None:
+def check_settings(settings: LearnerSettings, context: RunContext) -> None:
     """Refuse a model, setting or run directory that cannot work. ModelError, ForeignCheckpointError."""
     read_config(Path(settings.model))
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_machine(settings, device)
+    check_device(settings, device)
     build_objective(settings)
     stored = stored_tensors(Path(settings.model))
     refuse_unpublishable(Path(settings.model), stored)
     refuse_foreign(_directory(context), _origin(context, stored))
 
 
-def assemble(settings: LearnerSettings, context: RunContext, meeting: Meeting, joined: Callable[[], None]) -> Parts:
+def build_components(
+    settings: LearnerSettings, context: RunContext, meeting: RendezvousInfo, joined: Callable[[], None]
+) -> LearnerComponents:
     """Form the groups (`joined` is called when they stand), load and shard the model. ModelError, LearnerError."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     _make_deterministic(settings, context.seed)
-    ranks = join(meeting, settings.collective_timeout_s, settings.copies)
+    ranks = join_group(meeting, settings.collective_timeout_s, settings.copies)
     joined()
     directory = Path(settings.model)
     stored = stored_tensors(directory)
     policy = build_policy(directory, settings, ranks.mesh)
     shape = model_shape(policy.model, settings.max_sequence_tokens)
     reference = build_reference(directory, settings, ranks.mesh) if settings.kl_coefficient else None
-    return Parts(
+    return LearnerComponents(
         ranks=ranks,
         stored=stored,
         policy=policy,
         shape=shape,
         trainer=Trainer(policy, shape, settings, ranks, reference),
-        checkpoints=Checkpoints(
+        checkpoints=CheckpointManager(
             _directory(context),
             _origin(context, stored),
             Retention(settings.keep_checkpoints, settings.keep_checkpoints_every),

@@ -15,19 +15,19 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from learner.batch.loader import Feed, LoadedBatch, Reading
-from learner.batch.prior_steps import Done, decode_done, read_done
+from learner.batch.loader import BatchLoader, LoadedBatch, LoaderConfig
+from learner.batch.prior_steps import PriorSteps, decode_prior_steps, read_prior_steps
 from learner.checkpoint.manager import State
 from learner.checkpoint.manifest import Position
 from learner.errors import RankError
-from learner.ranks.agreement import Intent, agreed
+from learner.ranks.agreement import Intent, merge_intents
 from learner.ranks.failure_detector import FailureDetector
-from learner.ranks.group import leave
-from learner.ranks.lifeline import Lifeline, Meeting
-from learner.ranks.rendezvous import place_of
+from learner.ranks.group import leave_group
+from learner.ranks.lifeline import Lifeline, RendezvousInfo
+from learner.ranks.rendezvous import rank0_endpoint
 from learner.ranks.serial_thread import SerialThread
 from learner.settings import LearnerSettings
-from learner.training.build import assemble, check
+from learner.training.build import build_components, check_settings
 from learner.training.phases import Phases
 from learner.training.step import StepReport
 from learner.weights import gather
@@ -53,7 +53,7 @@ class Training:
         self._rank = service.run_context.ordinal
         self._training = SerialThread("training")
         self._background = SerialThread("background")
-        self._vigil = FailureDetector(service, service.run_context.ordinal, settings.heartbeat_s)
+        self._failure_detector = FailureDetector(service, service.run_context.ordinal, settings.heartbeat_s)
         self._phases = Phases(service.started_s)
         self._position = Position()
         self._saved_step = 0
@@ -67,43 +67,43 @@ class Training:
         settings, service = self._settings, self._service
         self._phases.end("imports")
         # What the user got wrong is said before the ranks meet, and by each of them.
-        await self._training.run(partial(check, settings, service.run_context))
+        await self._training.run(partial(check_settings, settings, service.run_context))
         self._phases.end("configuration")
-        place = place_of(service.run_context.directory, settings.master_port)
+        place = rank0_endpoint(service.run_context.directory, settings.master_port)
         lifeline = Lifeline(self._rank, settings.ranks, place, service.run_context.run)
         service.add_status(lifeline.waits)
         service.add_status(self._waits)
-        service.spawn(self._vigil.watch_peers(lifeline, asyncio.current_task()), "lifeline")
+        service.spawn(self._failure_detector.watch_peers(lifeline, asyncio.current_task()), "lifeline")
         try:
-            meeting = await lifeline.meet(settings.rendezvous_timeout_s)
+            meeting = await lifeline.rendezvous(settings.rendezvous_timeout_s)
             self._phases.end("meeting")
             await self._live(meeting)
         except asyncio.CancelledError:
             # Told to stop while starting: the others wait for this rank, and would do so until their deadline.
             if service.stopping.is_set():
-                lifeline.stop()
+                lifeline.announce_stop()
             raise
         finally:
-            for ended in (self._training, self._background, self._vigil, lifeline):
+            for ended in (self._training, self._background, self._failure_detector, lifeline):
                 ended.close()
-        leave()
+        leave_group()
 
-    async def _live(self, meeting: Meeting) -> None:
+    async def _live(self, meeting: RendezvousInfo) -> None:
         settings, service = self._settings, self._service
         async with service.wait("for the model", settings.rendezvous_timeout_s):
             joined = partial(self._phases.end, "groups")
-            assembling = partial(assemble, settings, service.run_context, meeting, joined)
+            assembling = partial(build_components, settings, service.run_context, meeting, joined)
             parts = self._parts = await self._training.run(assembling)
         self._phases.end("model")
-        service.spawn(self._vigil.beat(parts.ranks), "heartbeat")
+        service.spawn(self._failure_detector.heartbeat(parts.ranks), "heartbeat")
         await self._together(self._background, self._restore)
         self._phases.end("checkpoint")
         done = await self._done()
         self._published_step = min(self._position.step, done.published)
         self._canary = CanarySet(parts.policy, parts.ranks, done.canary_ids())
-        reading = Reading(self._rank, settings.ranks, parts.shape, settings.fetch_timeout_s, done.rejected)
-        self._feed = Feed(service, reading, self._position.offset, self._position.next_batch)
-        service.spawn(self._feed.fill(), "feed")
+        reading = LoaderConfig(self._rank, settings.ranks, parts.shape, settings.fetch_timeout_s, done.rejected)
+        self._loader = BatchLoader(service, reading, self._position.offset, self._position.next_batch)
+        service.spawn(self._loader.fill(), "feed")
         self._publisher: Publisher | None = None
         if self._rank == 0:
             publisher = Publisher(service, parts.policy.model, parts.stored, settings)
@@ -126,14 +126,14 @@ class Training:
         self._saved_step = self._position.step
         logger.info("goes on from %s", path)
 
-    async def _done(self) -> Done:
+    async def _done(self) -> PriorSteps:
         """What rank 0 reads on the log: all ranks go by the same."""
         read = b""
         if self._rank == 0:
             # One checkpoint may be in the writing, and each of the kept ones may turn out damaged.
             unsaved = (2 + self._settings.keep_checkpoints) * self._settings.checkpoint_every
-            read = (await read_done(self._service.log, self._position.next_batch, unsaved)).encode()
-        return decode_done((await self._collective(partial(self._parts.ranks.exchange, read)))[0])
+            read = (await read_prior_steps(self._service.log, self._position.next_batch, unsaved)).encode()
+        return decode_prior_steps((await self._collective(partial(self._parts.ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
         self._phases.end("log")
@@ -156,7 +156,7 @@ class Training:
     async def _advance(self) -> bool:
         """One batch; False where the ranks agreed to stop."""
         waiting = time.monotonic()
-        batch = await self._feed.next()
+        batch = await self._loader.next()
         waited_s = time.monotonic() - waiting
         rejected = await self._agree(batch)
         if rejected is None or batch is None:
@@ -199,13 +199,13 @@ class Training:
         try:
             return await lane.run(work)
         except (RankError, RuntimeError):
-            await self._vigil.verdict()
+            await self._failure_detector.explain_failure()
             raise
 
     async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
         """What all ranks together reject of the batch, or None where one of them stops."""
         intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
-        rejected = agreed(await self._collective(partial(self._parts.ranks.exchange, intent.encode())))
+        rejected = merge_intents(await self._collective(partial(self._parts.ranks.exchange, intent.encode())))
         if rejected is None:
             self._service.stopping.set()
         return rejected

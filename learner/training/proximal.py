@@ -16,7 +16,7 @@ from learner.losses.metrics import peak, total
 from learner.losses.ratios import LOG_RATIO_LIMIT, k3
 from learner.model.packed_row import PackedRow
 from learner.model.policy import Policy
-from learner.router_replay import Replay, recorded, replayed
+from learner.router_replay import RouterReplay, recorded, replayed
 from learner.settings import LearnerSettings
 
 Metrics = dict[str, Tensor]
@@ -96,7 +96,7 @@ class Proximal:
 
 
 @contextmanager
-def routed(policy: Policy, routes: Tensor | None) -> Iterator[Replay | None]:
+def routed(policy: Policy, routes: Tensor | None) -> Iterator[RouterReplay | None]:
     """Within, `policy` uses the experts of `routes`; its own where that is None."""
     if routes is None:
         yield None

@@ -24,7 +24,7 @@ from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
 from learner.model.packed_row import Rollout, filler, pack
 from learner.model.policy import ModelShape, Policy
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
 from learner.training.proximal import Metrics, Proximal, Reference, routed
 from learner.training.schedule import learning_rate
@@ -55,7 +55,7 @@ class Trainer:
         policy: Policy,
         shape: ModelShape,
         settings: LearnerSettings,
-        ranks: Ranks,
+        ranks: RankGroup,
         reference: Policy | None = None,
     ) -> None:
         if (reference is None) == (settings.kl_coefficient > 0):

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from learner.model.packed_row import PackedRow, Rollout, pack
 from learner.model.policy import Policy
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 from schemas import Canary, Event, NDArray, WeightsApplied, WeightsPublished
 from streams.record import Record
 
@@ -37,7 +37,7 @@ class CanarySet:
     the demo's model with an FP8 KV cache), and a fault has to be larger than that to be seen.
     """
 
-    def __init__(self, policy: Policy, ranks: Ranks, ids: Ids | None) -> None:
+    def __init__(self, policy: Policy, ranks: RankGroup, ids: Ids | None) -> None:
         """`ids`: the set that an earlier life published."""
         self._policy = policy
         self._ranks = ranks

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manager import CheckpointManager
 from learner.checkpoint.manifest import Position
 from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
-from learner.ranks.group import join, leave
-from learner.ranks.lifeline import meet
+from learner.ranks.group import join_group, leave_group
+from learner.ranks.lifeline import rendezvous
 from streams.blobs.store import BlobStore
 from tests.chaos.disk import SmallDisk
 
@@ -48,16 +48,16 @@ def test_a_blob_that_does_not_fit_is_not_there_and_can_be_stored_later(
 
 
 @pytest.fixture
-def checkpoints(disk: SmallDisk, tmp_path: Path) -> Iterator[Checkpoints]:
-    ranks = join(meet(0, 1, tmp_path / "meeting", 60.0), 60.0)
-    yield Checkpoints(disk.path / "checkpoints", "m", Retention(2), ranks)
-    leave()
+def checkpoints(disk: SmallDisk, tmp_path: Path) -> Iterator[CheckpointManager]:
+    ranks = join_group(rendezvous(0, 1, tmp_path / "meeting", 60.0), 60.0)
+    yield CheckpointManager(disk.path / "checkpoints", "m", Retention(2), ranks)
+    leave_group()
 
 
 # torch's own, of one process group for each kind of device.
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
 def test_a_checkpoint_that_does_not_fit_is_none_and_the_one_before_stays(
-    disk: SmallDisk, checkpoints: Checkpoints
+    disk: SmallDisk, checkpoints: CheckpointManager
 ) -> None:
     def save(step: int) -> None:
         checkpoints.save(Position(step, step, step, step), checkpoints.stage({"w": torch.full((50_000,), float(step))}))

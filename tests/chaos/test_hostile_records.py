@@ -396,7 +396,7 @@ async def test_a_record_as_large_as_a_topic_takes_fits_into_its_letter(
 
 async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_path: Path) -> None:
     """Rollouts that no stage before it looks into (routes, blobs) and those that are none, planned all the same."""
-    from learner.batch.loader import Feed, Reading
+    from learner.batch.loader import BatchLoader, LoaderConfig
     from learner.model.policy import ModelShape
 
     log = await asyncio.to_thread(_log_on, embedded_broker)
@@ -414,7 +414,9 @@ async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_p
     watching = asyncio.create_task(watcher.run())
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
-        feed = Feed(service, Reading(0, 1, ModelShape(64, 256, LAYERS, TOP_K, EXPERTS), 10.0), offset=0, next_batch=0)
+        feed = BatchLoader(
+            service, LoaderConfig(0, 1, ModelShape(64, 256, LAYERS, TOP_K, EXPERTS), 10.0), offset=0, next_batch=0
+        )
         service.spawn(feed.fill(), "feed")
         for _ in range(plans):
             batch = await feed.next()

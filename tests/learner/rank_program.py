@@ -22,14 +22,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.checkpoint.manager import Checkpoints
+from learner.checkpoint.manager import CheckpointManager
 from learner.checkpoint.manifest import Position
 from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
 from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
-from learner.ranks.group import Ranks, join, leave
-from learner.ranks.lifeline import meet
+from learner.ranks.group import RankGroup, join_group, leave_group
+from learner.ranks.lifeline import rendezvous
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
@@ -43,7 +43,7 @@ LAYERS, TOP_K, EXPERTS = 2, 2, 4
 STEPS = 4
 
 
-def trainer_of(ranks: Ranks, directory: Path, **changes: Any) -> Trainer:
+def trainer_of(ranks: RankGroup, directory: Path, **changes: Any) -> Trainer:
     """A trainer on the test's model, in the state it starts from."""
     settings = LearnerSettings(
         **{
@@ -85,7 +85,7 @@ def sequences(seed: int) -> list[Rollout]:
     return rollouts
 
 
-def share(ranks: Ranks, seed: int) -> list[list[Rollout]]:
+def share(ranks: RankGroup, seed: int) -> list[list[Rollout]]:
     """Micro-batches of this rank: rank 0 has most of them and the last one at most one, so that fillers are needed."""
     drawn = sequences(seed)
     dealt = [drawn[:3], drawn[3:6], drawn[6:7], drawn[7:]]
@@ -109,14 +109,14 @@ def digest(policy: Policy, rank: int) -> str:
     return hasher.hexdigest() if rank == 0 else ""
 
 
-def leave_behind(trainer: Trainer, ranks: Ranks, path: Path) -> None:
+def leave_behind(trainer: Trainer, ranks: RankGroup, path: Path) -> None:
     """Write the whole weights to `path`."""
     whole = weights_of(trainer.policy, ranks.rank)
     if ranks.rank == 0:
         save_file(whole, path)
 
 
-def train(ranks: Ranks, directory: Path) -> Any:
+def train(ranks: RankGroup, directory: Path) -> Any:
     """Four steps; weights are left behind for comparison with another number of ranks."""
     trainer = trainer_of(ranks, directory)
     leave_behind(trainer, ranks, directory / f"start-{ranks.world}.safetensors")
@@ -125,7 +125,7 @@ def train(ranks: Ranks, directory: Path) -> Any:
     return {"digest": digest(trainer.policy, ranks.rank), "metrics": reports}
 
 
-def repeat(ranks: Ranks, directory: Path) -> Any:
+def repeat(ranks: RankGroup, directory: Path) -> Any:
     """The same four steps again, from the start."""
     trainer = trainer_of(ranks, directory)
     for seed in range(STEPS):
@@ -133,7 +133,7 @@ def repeat(ranks: Ranks, directory: Path) -> Any:
     return digest(trainer.policy, ranks.rank)
 
 
-def once(ranks: Ranks, directory: Path) -> Any:
+def once(ranks: RankGroup, directory: Path) -> Any:
     """One update, routed natively; this rank's rows of the gradient (a tenth of it is Adam's first moment)."""
     trainer = trainer_of(ranks, directory, router_replay="off", updates_per_batch=1)
     report = trainer.train(share(ranks, 0), 0)
@@ -148,9 +148,9 @@ def once(ranks: Ranks, directory: Path) -> Any:
     }
 
 
-def resume(ranks: Ranks, directory: Path) -> Any:
+def resume(ranks: RankGroup, directory: Path) -> Any:
     """Two steps, a checkpoint, and the other two in a new trainer that was filled from it."""
-    checkpoints = Checkpoints(directory / f"resume-{ranks.world}", "m", Retention(1), ranks)
+    checkpoints = CheckpointManager(directory / f"resume-{ranks.world}", "m", Retention(1), ranks)
     first = trainer_of(ranks, directory)
     for seed in range(2):
         first.train(share(ranks, seed), seed)
@@ -165,11 +165,11 @@ def resume(ranks: Ranks, directory: Path) -> Any:
     return {"digest": digest(second.policy, ranks.rank), "position": list(vars_of(position))}
 
 
-def copies(ranks: Ranks, directory: Path) -> Any:
+def copies(ranks: RankGroup, directory: Path) -> Any:
     """Half of the steps with the model held twice, a checkpoint of that, and the other half after it was read."""
     mesh = init_device_mesh("cpu", (2, ranks.world // 2), mesh_dim_names=("copy", "shard"))
     held = replace(ranks, mesh=mesh)
-    checkpoints = Checkpoints(directory / "copies", "m", Retention(1), held)
+    checkpoints = CheckpointManager(directory / "copies", "m", Retention(1), held)
     first = trainer_of(held, directory, copies=2)
     norms = [first.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2)]
     checkpoints.save(Position(2, first.updates, 2, 17), checkpoints.stage(first.state()))
@@ -181,9 +181,9 @@ def copies(ranks: Ranks, directory: Path) -> Any:
     return {"copies": held.copies, "norms": norms, "written": written}
 
 
-def resume_from(left_by: int, ranks: Ranks, directory: Path) -> Any:
+def resume_from(left_by: int, ranks: RankGroup, directory: Path) -> Any:
     """What `left_by` ranks left after two steps, read back by this number of ranks, which does the other two."""
-    checkpoints = Checkpoints(directory / f"resume-{left_by}", "m", Retention(1), ranks)
+    checkpoints = CheckpointManager(directory / f"resume-{left_by}", "m", Retention(1), ranks)
     trainer = trainer_of(ranks, directory)
     position = restore(checkpoints, trainer)
     for seed in range(2, STEPS):
@@ -192,7 +192,7 @@ def resume_from(left_by: int, ranks: Ranks, directory: Path) -> Any:
     return {"position": list(vars_of(position))}
 
 
-def restore(checkpoints: Checkpoints, trainer: Trainer) -> Position:
+def restore(checkpoints: CheckpointManager, trainer: Trainer) -> Position:
     found = checkpoints.newest()
     assert found is not None
     path, manifest = found
@@ -205,10 +205,10 @@ def vars_of(position: Position) -> tuple[int, ...]:
     return position.step, position.updates, position.next_batch, position.offset
 
 
-def damage(ranks: Ranks, directory: Path) -> Any:
+def damage(ranks: RankGroup, directory: Path) -> Any:
     """The newest checkpoint loses a byte, one that was never finished lies about: the one before is taken."""
     root = directory / f"damage-{ranks.world}"
-    checkpoints = Checkpoints(root, "m", Retention(2), ranks)
+    checkpoints = CheckpointManager(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
     for step in (1, 2, 3):
         checkpoints.save(Position(step, step, step, step), checkpoints.stage(trainer.state()))
@@ -233,7 +233,7 @@ def damage(ranks: Ranks, directory: Path) -> Any:
     return {"kept": kept, "taken": found[0].name, "complaint": complaint}
 
 
-def damages(ranks: Ranks, directory: Path) -> Any:
+def damages(ranks: RankGroup, directory: Path) -> Any:
     """Each way in which the newest checkpoint can be spoilt: which one is taken then, and what the log says."""
     root = directory / f"damages-{ranks.world}"
     trainer = trainer_of(ranks, directory)
@@ -243,7 +243,7 @@ def damages(ranks: Ranks, directory: Path) -> Any:
     logging.getLogger("learner.checkpoint.manager").addHandler(handler)
     results = {}
     for name, spoil in SPOILT.items():
-        checkpoints = Checkpoints(root / name, "m", Retention(2), ranks)
+        checkpoints = CheckpointManager(root / name, "m", Retention(2), ranks)
         for step in (1, 2):
             checkpoints.save(Position(step, step, step, step), checkpoints.stage(trainer.state()))
         ranks.exchange(b"saved")
@@ -275,18 +275,18 @@ SPOILT: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def other_model(ranks: Ranks, directory: Path) -> Any:
+def other_model(ranks: RankGroup, directory: Path) -> Any:
     """What reading a checkpoint of another model says."""
     try:
-        Checkpoints(directory / f"resume-{ranks.world}", "another", Retention(1), ranks).newest()
+        CheckpointManager(directory / f"resume-{ranks.world}", "another", Retention(1), ranks).newest()
     except CheckpointError as error:
         return str(error)
 
 
-def full_disk(ranks: Ranks, directory: Path) -> Any:
+def full_disk(ranks: RankGroup, directory: Path) -> Any:
     """The last rank's file cannot be written: nobody believes in the checkpoint."""
     root = directory / f"full-{ranks.world}"
-    checkpoints = Checkpoints(root, "m", Retention(2), ranks)
+    checkpoints = CheckpointManager(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
     checkpoints.save(Position(1, 1, 1, 1), checkpoints.stage(trainer.state()))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -303,7 +303,7 @@ def full_disk(ranks: Ranks, directory: Path) -> Any:
     return {"complaint": complaint, "newest": found[0].name if found else None}
 
 
-def publish(ranks: Ranks, directory: Path) -> Any:
+def publish(ranks: RankGroup, directory: Path) -> Any:
     """Gathered, taken apart and written, in two files."""
     trainer = trainer_of(ranks, directory)
     whole = gather(trainer.policy, ranks.rank)
@@ -316,7 +316,7 @@ def publish(ranks: Ranks, directory: Path) -> Any:
     return [path.name for path in write_files(tensors, out, sum(t.nbytes for t in tensors.values()) * 2 // 3)]
 
 
-def nothing(ranks: Ranks, directory: Path) -> Any:
+def nothing(ranks: RankGroup, directory: Path) -> Any:
     """A batch of which every sequence was rejected."""
     trainer = trainer_of(ranks, directory)
     before = digest(trainer.policy, ranks.rank)
@@ -324,7 +324,7 @@ def nothing(ranks: Ranks, directory: Path) -> Any:
     return {"same": before == digest(trainer.policy, ranks.rank), "skipped": empty["skipped_updates"]}
 
 
-def modes(ranks: Ranks, directory: Path) -> Any:
+def modes(ranks: RankGroup, directory: Path) -> Any:
     """Every way of routing and of the old policy trains; what it reports of replay."""
     results = {}
     for mode, old in (("rollout", "proximal"), ("old", "proximal"), ("off", "proximal"), ("rollout", "rollout")):
@@ -355,7 +355,7 @@ class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def accumulated(ranks: Ranks, directory: Path) -> Any:
+def accumulated(ranks: RankGroup, directory: Path) -> Any:
     """Collectives of one update of one micro-batch and of four, computed in bf16, and what the trainer keeps."""
     counts = {}
     for micros in (1, 4):
@@ -367,7 +367,7 @@ def accumulated(ranks: Ranks, directory: Path) -> Any:
     return {"counts": counts, "layers": LAYERS, "kept": kept}
 
 
-def kl(ranks: Ranks, directory: Path) -> Any:
+def kl(ranks: RankGroup, directory: Path) -> Any:
     """Two steps that hold on to the model the run began with; the weights between them are left behind."""
     trainer = trainer_of(ranks, directory, updates_per_batch=1, kl_coefficient=0.5)
     first = trainer.train(share(ranks, 0), 0).metrics
@@ -377,7 +377,7 @@ def kl(ranks: Ranks, directory: Path) -> Any:
     return {"first": first, "second": second, "bf16": rounded.train(share(ranks, 0), 0).metrics}
 
 
-def shaped(ranks: Ranks, directory: Path) -> Any:
+def shaped(ranks: RankGroup, directory: Path) -> Any:
     """One update on sequences of which two in three are of groups that were all correct or all wrong."""
     found = {}
     for old in ("proximal", "rollout"):
@@ -396,7 +396,7 @@ def unanimous(rollout: Rollout) -> Rollout:
     return replace(rollout, unanimous=verdict, advantage=rollout.advantage if verdict is None else 0.0)
 
 
-SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = (
+SCENARIOS: dict[str, Callable[[RankGroup, Path], Any]] = (
     {
         function.__name__: function
         for function in (
@@ -433,10 +433,10 @@ SCENARIOS: dict[str, Callable[[Ranks, Path], Any]] = (
 def main(rank: int, world: int, directory: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    ranks = join(meet(rank, world, directory / f"world-{world}", 60.0), 60.0)
+    ranks = join_group(rendezvous(rank, world, directory / f"world-{world}", 60.0), 60.0)
     for name in names:
         print(json.dumps({name: SCENARIOS[name](ranks, directory)}), flush=True)
-    leave()
+    leave_group()
 
 
 if __name__ == "__main__":

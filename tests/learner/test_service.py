@@ -142,12 +142,12 @@ def said_of(health: Path) -> list[str]:
 async def test_told_to_stop_while_the_ranks_meet_all_stop(run: Run) -> None:
     three = Run(run.zygote, replace(run.context, replicas=3), {**run.settings, "ranks": 3})
     alone = three.start(1)
-    await waits(three, 1, "for learner rank 0 to come to", 3)
+    await waits(three, 1, "for learner rank 0 to listen at", 3)
     with killed_at_the_end(alone, zero := three.start(0)):
-        await waits(three, 0, "for learner rank 2 of 3 to come", 3)
+        await waits(three, 0, "for learner rank 2 of 3 to connect", 3)
         alone.send_signal(signal.SIGTERM)
         assert [await asyncio.to_thread(child.wait, 60) for child in (alone, zero)] == [0, 0], three.complaint(0)
-    assert "learner rank 1 was told to stop, and rank 0 stops with it" in three.complaint(0)
+    assert "learner rank 1 was asked to stop, and rank 0 stops with it" in three.complaint(0)
 
 
 async def test_a_rank_that_does_not_come_is_named_by_all(run: Run) -> None:
@@ -157,7 +157,7 @@ async def test_a_rank_that_does_not_come_is_named_by_all(run: Run) -> None:
         assert [await asyncio.to_thread(child.wait, 60) for child in (zero, one)] == [1, 1]
     for rank in (0, 1):
         last = three.complaint(rank).splitlines()[-1]
-        assert last.endswith("RankError: learner rank 0 waited 4 s for learner rank 2 of 3 to come"), last
+        assert last.endswith("RankError: learner rank 0 waited 4 s for learner rank 2 of 3 to connect"), last
 
 
 async def test_a_checkpoint_of_another_model_is_the_users_mistake(run: Run, another_model: Path) -> None:

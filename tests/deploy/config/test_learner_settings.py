@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.main import main
-from learner.device_check import check_machine
+from learner.device_check import check_device
 from learner.errors import ModelError
 from learner.settings import LearnerSettings
 
@@ -115,9 +115,9 @@ def test_a_learner_that_cannot_train_is_not_started(
 
 def test_what_torch_finds_has_the_last_word() -> None:
     settings = LearnerSettings(model="m", attention="flex_attention")
-    check_machine(settings, "cuda")
+    check_device(settings, "cuda")
     with pytest.raises(ModelError, match="runs on the CPU"):
-        check_machine(settings, "cpu")
+        check_device(settings, "cpu")
 
 
 def test_the_machine_is_judged_without_torch() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.batch.prior_steps import Done, read_done
+from learner.batch.prior_steps import PriorSteps, read_prior_steps
 from schemas import Event, Ref, Rejected, StepCompleted, WeightsPublished
 from streams.broker import Broker
 from streams.context import RunContext
@@ -60,14 +60,18 @@ async def tell(log: Log, outputs: list[Output], junk: int = 0) -> None:
 @pytest.mark.parametrize("again", [[], [step(2, "b"), weights(2)], [step(2, "b"), weights(2), step(2, "b"), step(3)]])
 async def test_a_step_told_again_changes_nothing(log: Log, again: list[Output]) -> None:
     await tell(log, [*FIRST, *again])
-    assert await read_done(log, next_batch=1, unsaved=3) == Done(published=3, rejected={"b": "lost", "c": "lost"})
+    assert await read_prior_steps(log, next_batch=1, unsaved=3) == PriorSteps(
+        published=3, rejected={"b": "lost", "c": "lost"}
+    )
 
 
 async def test_what_was_rejected_is_found_behind_junk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learner.batch.prior_steps._STEPS_TAIL", 5)
     monkeypatch.setattr("learner.batch.prior_steps._WEIGHTS_TAIL", 5)
     await tell(log, FIRST, junk=200)
-    assert await read_done(log, next_batch=1, unsaved=3) == Done(published=3, rejected={"b": "lost", "c": "lost"})
+    assert await read_prior_steps(log, next_batch=1, unsaved=3) == PriorSteps(
+        published=3, rejected={"b": "lost", "c": "lost"}
+    )
 
 
 @pytest.mark.parametrize("unsaved", [4, 100])
@@ -79,4 +83,4 @@ async def test_what_a_life_has_done_beyond_its_checkpoint_is_found_behind_the_ne
     first = [step(number + 1, f"r{number}") for number in range(24)]
     again = [step(21, "r20"), step(22, "r21")]
     await tell(log, [*first, *again])
-    assert set((await read_done(log, next_batch=22, unsaved=unsaved)).rejected) == {"r22", "r23"}
+    assert set((await read_prior_steps(log, next_batch=22, unsaved=unsaved)).rejected) == {"r22", "r23"}

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from learner.losses import OBJECTIVES, TokenBatch, correction, merge_metrics, metric_values, objective
 from learner.model.logprobs import token_logprobs_and_entropy
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 
 SEQUENCES = 9
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -51,7 +51,7 @@ def reduced(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> T
     return value
 
 
-def objectives(ranks: Ranks, directory: Path) -> Any:
+def objectives(ranks: RankGroup, directory: Path) -> Any:
     """Loss, gradient and metrics of nine sequences, dealt out in micro-batches of two: the largest differences.
 
     With 4 ranks one has a micro-batch more than the others.
@@ -111,7 +111,7 @@ def drawn(rank: int) -> tuple[Tensor, Tensor]:
     return torch.randn(tokens, WIDTH, generator=generator), torch.randint(0, VOCABULARY, (tokens,), generator=generator)
 
 
-def sharded_head(ranks: Ranks, directory: Path) -> Any:
+def sharded_head(ranks: RankGroup, directory: Path) -> Any:
     """Log-probs, entropies and the head's gradient under FSDP2, whose shards of 37 rows are uneven."""
     found = {}
     for name, dtype, reshard in (

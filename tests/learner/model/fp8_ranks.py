@@ -8,7 +8,7 @@ import torch
 from learner.model.fp8 import compute_in_fp8
 from learner.model.packed_row import Rollout
 from learner.model.policy import load_model, mixed_precision, model_shape, shard, stored_tensors
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form
@@ -30,7 +30,7 @@ def drawn() -> list[Rollout]:
     return rollouts
 
 
-def swapped(ranks: Ranks, directory: Path) -> Any:
+def swapped(ranks: RankGroup, directory: Path) -> Any:
     """One update as transformers computes it and one with swapped layers, in both precisions; what they report."""
     found: dict[str, dict[str, Any]] = {}
     for precision in ("f32", "bf16"):

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from learner.model.policy import build_policy, model_shape, stored_tensors
-from learner.ranks.group import Ranks
+from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
@@ -25,12 +25,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def families(ranks: Ranks, directory: Path) -> Any:
+def families(ranks: RankGroup, directory: Path) -> Any:
     """One update of each case; what its metrics say."""
     return {family: {case: update(ranks, directory / family, case) for case in CASES} for family in FAMILIES}
 
 
-def update(ranks: Ranks, directory: Path, case: str) -> dict[str, float]:
+def update(ranks: RankGroup, directory: Path, case: str) -> dict[str, float]:
     """One update in which nothing is clipped: ten times Adam's first moment is the gradient."""
     settings = LearnerSettings(
         model=str(directory),

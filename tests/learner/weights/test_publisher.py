@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from learner.errors import ModelError
 from learner.model.policy import load_model, stored_tensors
 from learner.settings import LearnerSettings
-from learner.training.build import check
+from learner.training.build import check_settings
 from learner.weights import refuse_unpublishable, stored_form
 from streams.context import RunContext
 
@@ -93,11 +93,11 @@ def test_a_directory_that_no_publication_would_fit_is_refused_before_training(
     with pytest.raises(ModelError, match=r"network has not, first model\.layers\.0\.extra; allowed"):
         refuse_unpublishable(model, {**stored, "model.layers.0.extra": (2,)})
     context = RunContext("run", tmp_path, "nowhere:9", 1, (tmp_path / "blobs").as_uri())
-    check(LearnerSettings(model=str(model)), context)
+    check_settings(LearnerSettings(model=str(model)), context)
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"tensor model\.norm\.weight has shape .* no such tensor"):
-        check(LearnerSettings(model=str(broken)), context)
+        check_settings(LearnerSettings(model=str(broken)), context)
