@@ -3,9 +3,9 @@
     async with VerifierPool(size=2, timeout_s=5) as pool:
         value = await pool.check("reasoning_gym", sample)      # VerifierError: no verdict, or the deadline passed
 
-Each process has its own pipe and one sample at a time, so that killing a stuck one loses that sample alone (the
-standard library's ProcessPoolExecutor breaks as a whole). Processes are started when first needed, die with the
-service, and speak MessagePack: nothing is pickled.
+Each process has its own pipe and one sample at a time, which a child of it judges under the deadline: killing a stuck
+one loses that sample alone (the standard library's ProcessPoolExecutor breaks as a whole) and nothing is imported
+again. Processes are started when first needed, die with the service, and speak MessagePack: nothing is pickled.
 """
 
 import asyncio
@@ -24,6 +24,9 @@ from consumers.rewards.pool_process import Reply, Request
 from consumers.rewards.verifiers import Sample, VerifierError
 
 _LOAD_S: Final = 120.0
+_GRACE_S: Final = 10.0
+"""The process keeps the deadline of a sample itself; one that has not replied so long after it hangs."""
+
 _MAX_REPLY_BYTES: Final = 1 << 20
 _LENGTH: Final = struct.Struct("<I")
 _reply_decoder: Final = msgspec.msgpack.Decoder(Reply)
@@ -137,7 +140,7 @@ class VerifierPool:
         (killed for want of memory, say) is tried in a second one.
         """
         reference = sample.reference if isinstance(sample.reference, str) else dict(sample.reference)
-        request = Request(verifier, sample.text, sample.finish_reason, reference)
+        request = Request(verifier, sample.text, reference, self._timeout_s)
         async with self._slots:
             try:
                 reply = await self._ask(request)
@@ -159,12 +162,10 @@ class VerifierPool:
         async with self._process(fresh=fresh) as process:
             await process.load(request.verifier)
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._timeout_s + _GRACE_S):
                     return await process.ask(request)
             except TimeoutError:
-                raise VerifierError(
-                    f"verifier {request.verifier} passed its deadline of {self._timeout_s:g} s"
-                ) from None
+                raise VerifierError(f"the process of verifier {request.verifier} does not answer") from None
 
     @asynccontextmanager
     async def _process(self, *, fresh: bool = False) -> AsyncIterator[_Process]:

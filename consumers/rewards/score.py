@@ -67,8 +67,10 @@ class RewardWorker:
 
     async def _verify(self, rollout: RolloutCompleted) -> float:
         verifier = load(rollout.verifier)
+        if rollout.finish_reason == "length" and self._settings.truncated == "wrong":
+            return 0.0
         text = await _off_the_loop(rollout, lambda rollout: self._detokeniser.text(rollout.response_ids))
-        sample = Sample(text, rollout.finish_reason, rollout.reference)
+        sample = Sample(text, rollout.reference)
         if is_pooled(rollout.verifier):
             return await self._pool.check(rollout.verifier, sample)
         return verifier.check(sample)

@@ -1,6 +1,6 @@
 """Settings of the reward consumers."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -40,6 +40,10 @@ class RewardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prewarm: Annotated[
         tuple[str, ...], Meta(description="verifiers whose processes are started with the service, not when first used")
     ] = ()
+    truncated: Annotated[
+        Literal["wrong", "verify"],
+        Meta(description="a response cut off at max_tokens: wrong whatever it says, or judged like any other"),
+    ] = "wrong"
     length: LengthPenalty = LengthPenalty()
     repetition: RepetitionPenalty = RepetitionPenalty()
 

@@ -8,7 +8,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from schemas.verifiers import VERIFIERS
 
@@ -23,10 +23,9 @@ class VerifierError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a verifier sees: a response's text without special tokens, how it ended, and the prompt's reference."""
+    """What a verifier sees: a response's text without special tokens, and the prompt's reference."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
     reference: str | Mapping[str, Any]
 
 

@@ -1,7 +1,7 @@
 """Exact match: the response's answer is the reference's text, whitespace at both ends aside.
 
 Reference: the answer as a text, or `{"answer": "13", "after": "="}`: then the response's answer is what follows the
-last occurrence of `after`, and a response without `after` is wrong. One that did not end by itself is wrong.
+last occurrence of `after`, and a response without `after` is wrong.
 """
 
 from typing import Final
@@ -25,4 +25,4 @@ def check(sample: Sample) -> float:
         _, found, answer = sample.text.rpartition(after)
         if not found:
             return 0.0
-    return float(sample.finish_reason == "stop" and answer.strip() == expected)
+    return float(answer.strip() == expected)

@@ -1,7 +1,7 @@
 """Reasoning Gym: the score function of the task that made the prompt; many tasks give fractional scores.
 
 Reference: `{"dataset": "chain_sum", "entry": {...}}`, the task's name and its entry as generated. The answer is the
-text of the last `<answer>` element, or the whole response where there is none. One cut off at `max_tokens` gets 0.
+text of the last `<answer>` element, or the whole response where there is none.
 """
 
 import functools
@@ -27,8 +27,6 @@ def check(sample: Sample) -> float:
     if not isinstance(dataset, str) or not isinstance(entry, dict):
         raise VerifierError(f"reference has dataset {dataset!r} and entry of type {type(entry).__name__}")
     score = _score_function(dataset)
-    if sample.finish_reason != "stop":
-        return 0.0
     return min(1.0, max(0.0, float(score(answer_of(sample.text), entry))))
 
 

@@ -46,6 +46,8 @@ async def test_a_rollout_is_judged_by_its_text(score: Score, make_rollout: MakeR
     assert (wrong.valid, wrong.reward, wrong.passed) == (True, 0.0, 0.0)
     unfinished = await score(make_rollout("3+1=4", finish_reason="length"))
     assert (unfinished.valid, unfinished.reward, unfinished.finish_reason) == (True, 0.0, "length")
+    judged = await score(make_rollout("3+1=4", finish_reason="length"), truncated="verify")
+    assert judged.reward == 1.0
 
 
 async def test_penalties_are_components_of_their_own(score: Score, make_rollout: MakeRollout) -> None:
