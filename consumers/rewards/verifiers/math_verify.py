@@ -1,9 +1,9 @@
 """Math-Verify: the response's answer and the reference are the same mathematical object, or the same words.
 
 Reference: the answer as a text, or `{"answer": ...}`: LaTeX or plain, bare, boxed or between dollar signs, as the
-answer columns of MATH, GSM8K, AIME and DAPO-Math have it. The response's answer is its last box, else what it states as its
-answer, else its last formula. Formulas are compared by the package math-verify as it is meant to be used: both sides as
-LaTeX. Where this differs from the package (the table of tests/consumers/rewards/answer_pairs.py shows each):
+answer columns of MATH, GSM8K, AIME and DAPO-Math have it. The response's answer is its last box, else what it states
+as its answer, else its last formula. Formulas are compared by the package math-verify as it is meant to be used: both
+sides as LaTeX. Where this differs from the package (the table of tests/consumers/rewards/answer_pairs.py shows each):
 
 - words are compared as words (the package takes them as products of letters: `listen` equals `silent`), option letters
   and times of day as such, numbers with a base only with the same base;
