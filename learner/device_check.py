@@ -1,6 +1,6 @@
-"""What settings ask of the machine, judged without torch: a run that cannot train is refused before it starts.
+"""Checks, without torch, that this machine has what the settings need: a run that cannot train is refused at once.
 
-The learner judges again by what torch itself finds (`device`): it may run on another machine than the command.
+The learner checks again with the device that torch finds: it may run on another machine than the command.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ FLASH: Final = "flash_attention_2"
 
 
 def check_device(settings: LearnerSettings, device: Device | None = None) -> None:
-    """ModelError, one sentence: precision or attention cannot train here. `device`: what torch found, where asked."""
+    """ModelError, one sentence: precision or attention cannot train here. `device`: as torch found it, else guessed."""
     if settings.precision == "fp8":
         require_transformer_engine(device or likely_device())
     if settings.attention in (FLASH, "flex_attention"):
@@ -51,11 +51,11 @@ def require_transformer_engine(device: str) -> None:
 
 
 def likely_device() -> Device:
-    """What torch would find; where only torch can tell (a build for ROCm) "cuda", and the learner has the last word."""
+    """The device that torch would find; "cuda" where only torch can tell (ROCm): the learner checks again."""
     found = importlib.util.find_spec("torch")
     version: dict[str, object] = {}
     if found is not None and found.origin is not None:
-        # The file that torch writes its build into; it imports nothing.
+        # The module in which torch records its build; it imports nothing.
         exec(Path(found.origin).with_name("version.py").read_text(encoding="utf-8"), version)
     if version.get("hip") is not None:
         return "cuda"
@@ -63,7 +63,7 @@ def likely_device() -> Device:
 
 
 def devices() -> int:
-    """CUDA devices that the driver shows this process; 0 without a driver."""
+    """Number of CUDA devices that the driver shows this process; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,4 +1,4 @@
-"""What can go wrong in the learner."""
+"""The learner's errors."""
 
 from schemas import EachpromptError
 from streams.errors import ConfigurationError
@@ -17,16 +17,16 @@ class CheckpointError(LearnerError):
 
 
 class ForeignCheckpointError(CheckpointError):
-    """A checkpoint of another model or run: the user's mistake, which no restart mends."""
+    """A checkpoint of another model or run: the user's mistake, which no restart fixes."""
 
 
 class LostBatchError(LearnerError, ConfigurationError):
-    """The log has not got what comes after the checkpoint: no restart mends that, so the run ends with the sentence."""
+    """The log lacks what follows the checkpoint. No restart fixes that, so the run ends with this sentence."""
 
 
 class RejectedSequenceError(LearnerError):
-    """One sequence cannot be trained on; the batch goes on without it."""
+    """One sequence cannot be trained on; the rest of its batch is."""
 
 
 class RankError(LearnerError):
-    """Another rank is gone or does not answer."""
+    """Another rank has exited or does not answer."""

@@ -1,4 +1,4 @@
-"""The learner as a service: one process a rank, replica `ordinal` of `replicas` is rank `ordinal`."""
+"""The learner as a service: one process per rank; replica `ordinal` of `replicas` is rank `ordinal`."""
 
 import asyncio
 import os
@@ -22,23 +22,23 @@ def _training() -> "type[Training]":
 
 
 async def main(service: ServiceContext, settings: LearnerSettings) -> None:
-    """Train on every batch of the run until asked to stop; after `max_steps` idle until then.
+    """Train on every batch of the run until asked to stop; after `max_steps`, idle until then.
 
     ConfigurationError: a model or setting that cannot work. LearnerError: this rank failed, or another one did; the
-    supervisor starts all of them again and they go on from the newest checkpoint.
+    supervisor restarts all of them, and they resume from the newest checkpoint.
     """
     if service.run_context.replicas != settings.ranks:
         raise ConfigurationError(
             f"learner ranks is {settings.ranks} and {service.run_context.replicas} learner processes were started"
         )
-    # Both have to be in the environment before torch is imported, and with it the rest of this package.
+    # Both must be in the environment before the rest of this package is imported, since that imports torch.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if settings.precision == "bf16":
         await asyncio.to_thread(apply_environment)
-    # Beside the event loop: a SIGTERM while torch is imported is heard at once.
-    lane = SerialThread("import")
-    training = await lane.run(_training)
-    lane.close()
+    # In a thread, so that a SIGTERM during torch's import is handled at once.
+    thread = SerialThread("import")
+    training = await thread.run(_training)
+    thread.close()
     try:
         await training(service, settings).run()
     except (ModelError, ForeignCheckpointError) as error:

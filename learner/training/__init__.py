@@ -1,1 +1,1 @@
-"""One batch after another: the loop, the step, the proximal pass, the learning rate."""
+"""Training: the loop over batches, one step, its proximal pass, the learning rate, and what they are built from."""

@@ -1,4 +1,4 @@
-"""One rank put together: process groups, sharded model, optimizer and checkpoints. Blocking, in the training thread."""
+"""Builds one rank's components: process groups, sharded model, optimizer, checkpoints. All of it is blocking."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from streams.context import RunContext
 
 @dataclass(frozen=True)
 class LearnerComponents:
-    """Of one rank. `stored`: name and shape of every tensor in the model's directory, as it is to be published."""
+    """What one rank trains with. `stored`: name and shape of each tensor in the model's directory, as published."""
 
     ranks: RankGroup
     stored: dict[str, tuple[int, ...]]
@@ -39,7 +39,10 @@ class LearnerComponents:
 
 
 def check_settings(settings: LearnerSettings, context: RunContext) -> None:
-    """Refuse a model, setting or run directory that cannot work. ModelError, ForeignCheckpointError."""
+    """Refuse settings that cannot train, before the rendezvous.
+
+    ModelError: the model, a setting or this machine. ForeignCheckpointError: checkpoints of another run or model.
+    """
     read_config(Path(settings.model))
     device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(settings, device)
@@ -50,15 +53,15 @@ def check_settings(settings: LearnerSettings, context: RunContext) -> None:
 
 
 def build_components(
-    settings: LearnerSettings, context: RunContext, meeting: RendezvousInfo, joined: Callable[[], None]
+    settings: LearnerSettings, context: RunContext, info: RendezvousInfo, on_joined: Callable[[], None]
 ) -> LearnerComponents:
-    """Form the groups (`joined` is called when they stand), load and shard the model. ModelError, LearnerError."""
+    """Form the process groups, call `on_joined`, then load and shard the model. ModelError, LearnerError."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     _make_deterministic(settings, context.seed)
-    ranks = join_group(meeting, settings.collective_timeout_s, settings.copies)
-    joined()
+    ranks = join_group(info, settings.collective_timeout_s, settings.copies)
+    on_joined()
     directory = Path(settings.model)
     stored = stored_tensors(directory)
     policy = build_policy(directory, settings, ranks.mesh)
@@ -84,7 +87,7 @@ def _directory(context: RunContext) -> Path:
 
 
 def _origin(context: RunContext, stored: Mapping[str, tuple[int, ...]]) -> str:
-    """What checkpoints say of the run and model that they are of."""
+    """The run and model that checkpoints record as their own."""
     return f"{context.run}/{fingerprint(stored)}"
 
 
@@ -93,7 +96,7 @@ def _make_deterministic(settings: LearnerSettings, seed: int) -> None:
     if settings.attention == "flex_attention":
         torch.use_deterministic_algorithms(True)
     else:
-        # The same without the compiler, whose import takes a second or two of every start.
+        # The same effect without importing the compiler, which costs every start a second or two.
         torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)

@@ -1,9 +1,9 @@
-"""The life of one rank: meet, restore, then batch after batch until the run stops.
+"""One rank from start to stop: rendezvous, restore, then batch after batch until the run stops.
 
-    feed ──LoadedBatch──▶ agree ─▶ train ─▶ StepCompleted ─▶ gather ─▶ WeightsPublished (beside the next batch)
-                                                        └─▶ snapshot ─▶ checkpoint     (beside the next batch)
+    loader ──LoadedBatch──▶ agree ─▶ train ─▶ StepCompleted ─▶ gather ─▶ WeightsPublished (while the next batch trains)
+                                                          └─▶ stage  ─▶ checkpoint       (while the next batch trains)
 
-Ranks agree before each batch that all go on with the same one, so that a SIGTERM to one ends all at the same step.
+Before each batch the ranks agree that all train on the same one, so a SIGTERM to one rank stops all at the same step.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class Training:
-    """Everything of one rank. `run` returns when the service is asked to stop."""
+    """Training on one rank. `run` returns when the service is asked to stop."""
 
     def __init__(self, service: ServiceContext, settings: LearnerSettings) -> None:
         self._service = service
@@ -63,50 +63,50 @@ class Training:
         self._saving: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """See the class. LearnerError, StreamsError: this rank cannot go on."""
+        """Train until the service is asked to stop. LearnerError, StreamsError: this rank cannot continue."""
         settings, service = self._settings, self._service
         self._phases.end("imports")
-        # What the user got wrong is said before the ranks meet, and by each of them.
+        # A user's mistake is reported by every rank, before the rendezvous.
         await self._training.run(partial(check_settings, settings, service.run_context))
         self._phases.end("configuration")
-        place = rank0_endpoint(service.run_context.directory, settings.master_port)
-        lifeline = Lifeline(self._rank, settings.ranks, place, service.run_context.run)
+        endpoint = rank0_endpoint(service.run_context.directory, settings.master_port)
+        lifeline = Lifeline(self._rank, settings.ranks, endpoint, service.run_context.run)
         service.add_status(lifeline.waits)
         service.add_status(self._waits)
         service.spawn(self._failure_detector.watch_peers(lifeline, asyncio.current_task()), "lifeline")
         try:
-            meeting = await lifeline.rendezvous(settings.rendezvous_timeout_s)
-            self._phases.end("meeting")
-            await self._live(meeting)
+            info = await lifeline.rendezvous(settings.rendezvous_timeout_s)
+            self._phases.end("rendezvous")
+            await self._run_in_group(info)
         except asyncio.CancelledError:
-            # Told to stop while starting: the others wait for this rank, and would do so until their deadline.
+            # Asked to stop while starting: without this the peers would wait for this rank until their deadline.
             if service.stopping.is_set():
                 lifeline.announce_stop()
             raise
         finally:
-            for ended in (self._training, self._background, self._failure_detector, lifeline):
-                ended.close()
+            for resource in (self._training, self._background, self._failure_detector, lifeline):
+                resource.close()
         leave_group()
 
-    async def _live(self, meeting: RendezvousInfo) -> None:
+    async def _run_in_group(self, info: RendezvousInfo) -> None:
         settings, service = self._settings, self._service
         async with service.wait("for the model", settings.rendezvous_timeout_s):
-            joined = partial(self._phases.end, "groups")
-            assembling = partial(build_components, settings, service.run_context, meeting, joined)
-            parts = self._parts = await self._training.run(assembling)
+            on_joined = partial(self._phases.end, "groups")
+            build = partial(build_components, settings, service.run_context, info, on_joined)
+            components = self._components = await self._training.run(build)
         self._phases.end("model")
-        service.spawn(self._failure_detector.heartbeat(parts.ranks), "heartbeat")
-        await self._together(self._background, self._restore)
+        service.spawn(self._failure_detector.heartbeat(components.ranks), "heartbeat")
+        await self._run_collective(self._background, self._restore)
         self._phases.end("checkpoint")
-        done = await self._done()
-        self._published_step = min(self._position.step, done.published)
-        self._canary = CanarySet(parts.policy, parts.ranks, done.canary_ids())
-        reading = LoaderConfig(self._rank, settings.ranks, parts.shape, settings.fetch_timeout_s, done.rejected)
-        self._loader = BatchLoader(service, reading, self._position.offset, self._position.next_batch)
-        service.spawn(self._loader.fill(), "feed")
+        prior = await self._read_prior_steps()
+        self._published_step = min(self._position.step, prior.published)
+        self._canary = CanarySet(components.policy, components.ranks, prior.canary_ids())
+        config = LoaderConfig(self._rank, settings.ranks, components.shape, settings.fetch_timeout_s, prior.rejected)
+        self._loader = BatchLoader(service, config, self._position.offset, self._position.next_batch)
+        service.spawn(self._loader.fill(), "batch loader")
         self._publisher: Publisher | None = None
         if self._rank == 0:
-            publisher = Publisher(service, parts.policy.model, parts.stored, settings)
+            publisher = Publisher(service, components.policy.model, components.stored, settings)
             async with publisher:
                 self._publisher = publisher
                 service.spawn(watch_producers(service, publisher, settings.publish), "learner watches producers")
@@ -115,32 +115,32 @@ class Training:
             await self._serve()
 
     def _restore(self) -> None:
-        """Blocking: go on from the newest whole checkpoint, if there is one."""
-        found = self._parts.checkpoints.newest()
+        """Resume from the newest complete checkpoint, if there is one. Blocking and collective."""
+        found = self._components.checkpoints.newest()
         if found is None:
             return
         path, manifest = found
-        self._parts.checkpoints.load(path, manifest, self._parts.trainer.state())
-        self._parts.trainer.restored(manifest.position.updates)
+        self._components.checkpoints.load(path, manifest, self._components.trainer.state())
+        self._components.trainer.restored(manifest.position.updates)
         self._position = manifest.position
         self._saved_step = self._position.step
-        logger.info("goes on from %s", path)
+        logger.info("resumes from %s", path)
 
-    async def _done(self) -> PriorSteps:
-        """What rank 0 reads on the log: all ranks go by the same."""
+    async def _read_prior_steps(self) -> PriorSteps:
+        """What the log holds of steps after the checkpoint: rank 0 reads it, and all ranks use the same answer."""
         read = b""
         if self._rank == 0:
-            # One checkpoint may be in the writing, and each of the kept ones may turn out damaged.
+            # One checkpoint may have been in flight, and each of the kept ones may turn out to be damaged.
             unsaved = (2 + self._settings.keep_checkpoints) * self._settings.checkpoint_every
             read = (await read_prior_steps(self._service.log, self._position.next_batch, unsaved)).encode()
-        return decode_prior_steps((await self._collective(partial(self._parts.ranks.exchange, read)))[0])
+        return decode_prior_steps((await self._collective(partial(self._components.ranks.exchange, read)))[0])
 
     async def _serve(self) -> None:
         self._phases.end("log")
         logger.info("learner rank %d %s", self._rank, self._phases)
         self._service.ready()
         if self._settings.publish.kind == "delta" and self._position.step:
-            # What a predecessor published last is not in memory: an anchor, for deltas to be told from.
+            # The previous process's last publication is not in memory: publish an anchor that deltas can be based on.
             await self._publish()
         limit = self._settings.max_steps
         while limit is None or self._position.step < limit:
@@ -148,13 +148,13 @@ class Training:
                 break
         else:
             await self._finish()
-            logger.info("did %d steps, idles until it is told to stop", self._position.step)
+            logger.info("completed %d steps, idles until asked to stop", self._position.step)
             await self._service.stopping.wait()
             await self._agree(None)
         await self._finish()
 
     async def _advance(self) -> bool:
-        """One batch; False where the ranks agreed to stop."""
+        """Train on one batch and report it; False where the ranks agreed to stop."""
         waiting = time.monotonic()
         batch = await self._loader.next()
         waited_s = time.monotonic() - waiting
@@ -166,11 +166,11 @@ class Training:
         attributes = {names.STEP: step, names.VERSION: step + 1}
         self._training_since = (batch.plan.batch, started)
         with tracing.span(names.TRAIN, links=[batch.record], attributes=attributes):
-            report = await self._collective(partial(self._parts.trainer.train, batch.micro_batches, step))
+            report = await self._collective(partial(self._components.trainer.train, batch.micro_batches, step))
         self._training_since = None
         self._position = Position(
             step=step + 1,
-            updates=self._parts.trainer.updates,
+            updates=self._components.trainer.updates,
             next_batch=batch.plan.batch + 1,
             offset=batch.record.offset + 1,
         )
@@ -185,27 +185,28 @@ class Training:
         return True
 
     def _waits(self) -> list[str]:
-        """For `status`."""
+        """What this rank is training on, as lines for `status`."""
         if self._training_since is None:
             return []
         batch, since = self._training_since
         return [f"trains on batch {batch} since {time.monotonic() - since:.0f} s"]
 
     async def _collective(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in the training thread. Where another rank's end breaks it, the vigil says whose it was."""
-        return await self._together(self._training, work)
+        """Run `work`, which all ranks run, in the training thread."""
+        return await self._run_collective(self._training, work)
 
-    async def _together(self, lane: SerialThread, work: Callable[[], _T]) -> _T:
+    async def _run_collective(self, thread: SerialThread, work: Callable[[], _T]) -> _T:
+        """Run `work` in `thread`. If another rank's exit breaks it, the failure detector names that rank first."""
         try:
-            return await lane.run(work)
+            return await thread.run(work)
         except (RankError, RuntimeError):
             await self._failure_detector.explain_failure()
             raise
 
     async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
-        """What all ranks together reject of the batch, or None where one of them stops."""
+        """What all ranks together reject from the batch, or None where one of them stops."""
         intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
-        rejected = merge_intents(await self._collective(partial(self._parts.ranks.exchange, intent.encode())))
+        rejected = merge_intents(await self._collective(partial(self._components.ranks.exchange, intent.encode())))
         if rejected is None:
             self._service.stopping.set()
         return rejected
@@ -236,30 +237,30 @@ class Training:
             await self._publisher.step(event, batch.record)
 
     async def _publish(self, batch: LoadedBatch | None = None) -> None:
-        """Gather now, upload beside what follows; one upload at a time."""
+        """Gather the weights now and upload them while training continues; one upload at a time."""
         whole, canary = await self._collective(partial(self._gather, batch))
         self._published_step = self._position.step
         if self._publisher is not None:
-            await self._published()
+            await self._upload_done()
             record = None if batch is None else batch.record
             uploading = self._publisher.weights(whole, self._position.step, record, canary)
             self._publishing = self._service.spawn(uploading, f"publish v{self._position.step}")
 
     def _gather(self, batch: LoadedBatch | None) -> tuple[dict[str, Tensor], Canary | None]:
-        """Collective: whole weights on rank 0, and what they say of the canary's sequences."""
-        whole = gather(self._parts.policy, self._rank)
+        """Whole weights on rank 0, and the canary's log-probs under them on every rank. Blocking and collective."""
+        whole = gather(self._components.policy, self._rank)
         if not self._settings.publish.canary:
             return whole, None
         return whole, self._canary.score(() if batch is None else batch.micro_batches)
 
-    async def _published(self) -> None:
+    async def _upload_done(self) -> None:
         if self._publishing is not None:
             await self._publishing
 
     async def _save(self) -> None:
-        """Copy now, write beside what follows."""
+        """Copy the state now and write the checkpoint while training continues."""
         began = time.monotonic()
-        await self._saved()
+        await self._checkpoint_written()
         staged = await self._training.run(self._stage)
         self._service.gauge("checkpoint_blocked_s", time.monotonic() - began)
         self._saved_step = self._position.step
@@ -267,33 +268,34 @@ class Training:
         self._saving = self._service.spawn(writing, f"checkpoint {self._position.step}")
 
     async def _write(self, position: Position, staged: State, publishing: asyncio.Task[None] | None) -> None:
-        """Weights of the step are out before its checkpoint is there: no life after it would publish them."""
-        while not await self._is_out(publishing):
+        """Write once the step's weights are published, which a process that resumes from here would not do."""
+        while not await self._is_uploaded(publishing):
             pass
         began = time.monotonic()
-        await self._together(self._background, partial(self._parts.checkpoints.save, position, staged))
+        await self._run_collective(self._background, partial(self._components.checkpoints.save, position, staged))
         self._service.gauge("checkpoint_write_s", time.monotonic() - began)
 
-    async def _is_out(self, publishing: asyncio.Task[None] | None) -> bool:
-        """Whether rank 0's upload is done: it may take longer than a collective, in which the others would wait."""
+    async def _is_uploaded(self, publishing: asyncio.Task[None] | None) -> bool:
+        """Whether rank 0's upload is done, asked repeatedly: an upload may last longer than a collective's time-out."""
         if publishing is not None:
             await asyncio.wait([publishing], timeout=self._settings.collective_timeout_s / 4)
-        out = publishing is None or (publishing.done() and publishing.result() is None)
-        ask = partial(self._parts.ranks.exchange, b"out" if out else b"not yet", self._parts.ranks.background)
-        return (await self._together(self._background, ask))[0] == b"out"
+        uploaded = publishing is None or (publishing.done() and publishing.result() is None)
+        ranks = self._components.ranks
+        answers = partial(ranks.exchange, b"uploaded" if uploaded else b"uploading", ranks.background)
+        return (await self._run_collective(self._background, answers))[0] == b"uploaded"
 
-    async def _saved(self) -> None:
+    async def _checkpoint_written(self) -> None:
         if self._saving is not None:
             await self._saving
 
     def _stage(self) -> State:
-        return self._parts.checkpoints.stage(self._parts.trainer.state())
+        return self._components.checkpoints.stage(self._components.trainer.state())
 
     async def _finish(self) -> None:
-        """Nothing trained is left unpublished or unsaved."""
+        """Publish and save what was trained since the last publication and checkpoint, and wait until both are done."""
         if self._published_step < self._position.step:
             await self._publish()
         if self._saved_step < self._position.step:
             await self._save()
-        await self._published()
-        await self._saved()
+        await self._upload_done()
+        await self._checkpoint_written()

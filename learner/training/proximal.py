@@ -1,8 +1,8 @@
-"""The passes before the update: log π_old under the routing that trains, the other routing beside it for comparison.
+"""The passes before the update: log π_old under the routing that trains, and the other routing for comparison.
 
-references = Proximal(policy, settings, frozen)
-reference = references.refer(row, measure=True)
-with routed(policy, reference.routes): ...          # the update sees the same experts
+proximal = Proximal(policy, settings, frozen)
+reference = proximal.reference(row, measure=True)
+with routed(policy, reference.routes): ...          # router replay: the update uses the same experts
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,15 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """What a micro-batch is compared with: log π_old and entropies `[R]`, and the routes its updates replay.
+    """What the updates on one micro-batch are compared with; R is its number of response tokens, T of all tokens.
 
-    `logp_ref` `[R]` is of the frozen reference under the same routes, where there is a KL term.
+    Attributes:
+        row: the micro-batch.
+        logp_old: float32 `[R]`, log π_old of the sampled tokens; the engine's own log-probs without a proximal pass.
+        entropy_old: float32 `[R]`, the policy's entropies in the proximal pass; None without one.
+        routes: integers `[T, moe_layers, top_k]`, which the updates replay; None: native routing.
+        metrics: sums of the router replay comparison, merged over micro-batches and ranks later.
+        logp_ref: float32 `[R]`, log-probs of the frozen reference under the same routes; None without a KL term.
     """
 
     row: PackedRow
@@ -38,7 +44,7 @@ class Reference:
 
 
 class Proximal:
-    """Makes references of rows. `frozen` is the policy that the KL term holds on to, None without one."""
+    """Computes the references of rows. `frozen`: the reference policy of the KL term, None without one."""
 
     def __init__(self, policy: Policy, settings: LearnerSettings, frozen: Policy | None) -> None:
         self._policy = policy
@@ -47,24 +53,24 @@ class Proximal:
         self._frozen = frozen
 
     @torch.no_grad()
-    def refer(self, row: PackedRow, measure: bool) -> Reference:
-        """The proximal pass of one micro-batch, and beside it, if `measure`, the other routing for comparison."""
+    def reference(self, row: PackedRow, measure: bool) -> Reference:
+        """The proximal pass of one micro-batch and, if `measure`, a pass under the other routing for comparison."""
         mode, proximal = self._mode, self._proximal
         metrics: Metrics = {}
         logp_old, entropy_old, routes = row.logp_rollout, None, row.routes if mode == "rollout" else None
         if proximal and mode == "rollout":
-            logp_old, entropy_old = self._replay(row, metrics)
+            logp_old, entropy_old = self._router_replay_pass(row, metrics)
         elif proximal and mode == "old":
-            with recorded(self._policy.model) as record:
-                logp_old, entropy_old = self._native(row, metrics)
-            routes = record.routes
+            with recorded(self._policy.model) as recording:
+                logp_old, entropy_old = self._native_pass(row, metrics)
+            routes = recording.routes
         elif proximal:
-            logp_old, entropy_old = self._native(row, metrics)
+            logp_old, entropy_old = self._native_pass(row, metrics)
         if measure:
             if not (proximal and mode == "rollout"):
-                self._replay(row, metrics)
+                self._router_replay_pass(row, metrics)
             if not (proximal and mode != "rollout"):
-                self._native(row, metrics)
+                self._native_pass(row, metrics)
         return Reference(row, logp_old, entropy_old, routes, metrics, self._logp_ref(row, routes))
 
     def _logp_ref(self, row: PackedRow, routes: Tensor | None) -> Tensor | None:
@@ -72,11 +78,11 @@ class Proximal:
             return None
         with routed(self._frozen, routes):
             logp: Tensor = self._frozen(row)[0]
-        # The root keeps its weights whole for a backward pass, which here never comes.
+        # FSDP keeps the root's weights gathered for a backward pass, which never runs on the reference.
         self._frozen.reshard()  # type: ignore[operator]
         return logp
 
-    def _replay(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+    def _router_replay_pass(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
         with routed(self._policy, row.routes) as replay:
             logp, entropy = self._policy(row)
         if replay is not None:
@@ -89,7 +95,7 @@ class Proximal:
             metrics["replay/native_share"] = torch.stack([flips.native.sum(), rows]).double()
         return logp, entropy
 
-    def _native(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
+    def _native_pass(self, row: PackedRow, metrics: Metrics) -> tuple[Tensor, Tensor]:
         logp, entropy = self._policy(row)
         metrics |= _mismatch("off", logp, row)
         return logp, entropy
@@ -97,7 +103,7 @@ class Proximal:
 
 @contextmanager
 def routed(policy: Policy, routes: Tensor | None) -> Iterator[RouterReplay | None]:
-    """Within, `policy` uses the experts of `routes`; its own where that is None."""
+    """Router replay of `routes` `[T, moe_layers, top_k]` inside the context; native routing where they are None."""
     if routes is None:
         yield None
     else:
@@ -106,7 +112,7 @@ def routed(policy: Policy, routes: Tensor | None) -> Iterator[RouterReplay | Non
 
 
 def _mismatch(name: str, logp: Tensor, row: PackedRow) -> Metrics:
-    """How far the trainer is from the engine that sampled: k3 of KL(π_rollout‖π_trainer), mean and max |Δ log p|."""
+    """Trainer against the engine that sampled: k3 of KL(π_rollout‖π_trainer), sum and maximum of |Δ log p|."""
     delta = (logp - row.logp_rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return {
         f"replay/k3_{name}": total(k3(delta.double())),

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, so that checkpoints hold no scheduler state."""
 
 import math
 
@@ -6,7 +6,7 @@ from learner.settings import LearnerSettings
 
 
 def learning_rate(step: int, settings: LearnerSettings) -> float:
-    """Rate of the update(s) on batch `step` (from 0): linear warm-up, then constant, linear or cosine decay.
+    """Learning rate of the updates in step `step` (from 0): linear warm-up, then constant, linear or cosine decay.
 
     The warm-up's first rate is 1/warmup_steps of the peak; from `decay_steps` on the rate is `final_lr_ratio` of it.
     """

@@ -1,10 +1,10 @@
-"""One batch into one step: proximal pass, updates with exact global means, metrics.
+"""One step on one batch: proximal pass, updates with exact global means, metrics.
 
     loss = Σ numerator / Σ denominator over every micro-batch of every rank
 
 The sum of denominators is known only after the last micro-batch of the slowest rank, so backward runs on the numerators
-alone and the gradient is divided afterwards, by the same factor that clips it. FSDP reduces once, in the last
-micro-batch; ranks with fewer of them take part with fillers.
+alone and the gradient is divided afterwards, in the same multiplication that clips it. FSDP reduces once, in the last
+micro-batch; ranks with fewer micro-batches take part with fillers.
 """
 
 import logging
@@ -37,7 +37,7 @@ _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class StepReport:
-    """What a step did, the same on every rank; `metrics` holds the seconds of this rank's phases beside the means."""
+    """The result of a step: means over all ranks, equal on every rank, and the seconds of this rank's own phases."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
@@ -45,9 +45,9 @@ class StepReport:
 
 
 class Trainer:
-    """The optimizer around a policy. All ranks call `train` with the same `step`, each with its own micro-batches.
+    """The policy's optimizer. All ranks call `train` with the same `step`, each with its own micro-batches.
 
-    `reference` is the frozen policy that the KL term of `kl_coefficient` holds on to; needed where that is above 0.
+    `reference` is the frozen policy of the KL term: required where `kl_coefficient` is above 0, refused elsewhere.
     """
 
     def __init__(
@@ -76,19 +76,19 @@ class Trainer:
         )
 
     def train(self, micro_batches: Sequence[Sequence[Rollout]], step: int) -> StepReport:
-        """Train on this rank's `micro_batches` as batch number `step`. Blocking; RankError: another rank is gone.
+        """Do step `step` on this rank's `micro_batches`. Blocking and collective; RankError: another rank is gone.
 
-        A batch without a usable token anywhere, or a gradient that is not finite, leaves the weights as they are
-        (metric `skipped_updates`): all ranks agree, since both are judged on global figures.
+        A batch without any usable token, or a gradient that is not finite, leaves the weights as they are (metric
+        `skipped_updates`): all ranks decide alike, since they judge global figures.
         """
         rows = [pack(micro).to(self._ranks.device) for micro in micro_batches if micro]
-        counts = [int(said) for said in self._ranks.exchange(str(len(rows)).encode())]
+        counts = [int(count) for count in self._ranks.exchange(str(len(rows)).encode())]
         rounds = max(counts)
         rows += [filler().to(self._ranks.device) for _ in range(rounds - len(rows))]
         every = self._settings.measure_replay_every
         started = time.perf_counter()
-        references = [self._proximal.refer(row, bool(every) and step % every == 0) for row in rows]
-        referred = time.perf_counter()
+        references = [self._proximal.reference(row, bool(every) and step % every == 0) for row in rows]
+        proximal_done = time.perf_counter()
         rate = learning_rate(step, self._settings)
         parts = [_batch_metrics(micro_batches), *(reference.metrics for reference in references)]
         skipped = 0
@@ -100,15 +100,15 @@ class Trainer:
         report.metrics |= {
             "learning_rate": rate,
             "skipped_updates": float(skipped),
-            # Rows hold no padding; what is idle is a rank that has run out of them.
+            # Rows hold no padding: the only idle work is that of ranks that have run out of micro-batches.
             "packing/filler_share": 1.0 - sum(counts) / max(rounds * len(counts), 1),
-            "time/proximal_s": referred - started,
-            "time/update_s": time.perf_counter() - referred,
+            "time/proximal_s": proximal_done - started,
+            "time/update_s": time.perf_counter() - proximal_done,
         }
         return report
 
     def state(self) -> dict[str, Tensor]:
-        """Every parameter and its two moments, for a checkpoint: the live tensors, this rank's part of each."""
+        """Every parameter and its two moments, for a checkpoint: live float32 DTensors, this rank's shards."""
         whole: dict[str, Tensor] = {}
         for name, parameter in self.policy.named_shards():
             state = self._optimizer.state[parameter]
@@ -121,7 +121,7 @@ class Trainer:
         return whole
 
     def restored(self, updates: int) -> None:
-        """Say that the tensors of `state` were filled from a checkpoint made after `updates` optimizer updates."""
+        """Call this once `state` was filled from a checkpoint that was made after `updates` optimizer updates."""
         self.updates = updates
         for state in self._optimizer.state.values():
             state["step"].fill_(float(updates))
@@ -130,7 +130,7 @@ class Trainer:
                 module.reshard()
 
     def _update(self, references: Sequence[Reference], rate: float) -> tuple[Metrics, bool]:
-        """One optimizer step over all micro-batches; whether the weights changed."""
+        """One optimizer step over all micro-batches: its metrics, and whether the weights changed."""
         parts: list[Metrics] = []
         denominator = 0.0
         for index, reference in enumerate(references):
@@ -145,13 +145,13 @@ class Trainer:
             parts.append(terms.metrics)
         gradients = [p.grad.to_local() for p in self.policy.parameters() if isinstance(p.grad, DTensor)]
         square = sum(float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 for gradient in gradients)
-        said = [msgspec.json.decode(part) for part in self._ranks.exchange(msgspec.json.encode([denominator, square]))]
-        # FSDP's reduction is a mean over ranks, and backward ran on sums: this makes it the mean over the batch.
-        divisor = sum(part[0] for part in said) / self._ranks.world
-        # Each copy of the model has the whole gradient.
-        square = sum(part[1] or 0.0 for part in said) / self._ranks.copies
+        sums = [msgspec.json.decode(part) for part in self._ranks.exchange(msgspec.json.encode([denominator, square]))]
+        # FSDP's reduction is a mean over ranks of gradients of sums: this divisor makes it the mean over the batch.
+        divisor = sum(part[0] for part in sums) / self._ranks.world
+        # Each copy of the model holds the whole gradient, so the sum counts it once per copy.
+        square = sum(part[1] or 0.0 for part in sums) / self._ranks.copies
         norm = square**0.5 / divisor if divisor else 0.0
-        updated = divisor > 0 and norm < float("inf") and all(part[1] is not None for part in said)
+        updated = divisor > 0 and norm < float("inf") and all(part[1] is not None for part in sums)
         if not updated and self._ranks.rank == 0:
             why = f"the gradient's norm is {norm}" if divisor else "none of its tokens can be trained on"
             logger.warning("a batch leaves the weights as they are: %s", why)
@@ -164,7 +164,7 @@ class Trainer:
             self._optimizer.step()
             self.updates += 1
         self._optimizer.zero_grad(set_to_none=True)
-        # Said once, by rank 0: the figure is global already.
+        # Reported by rank 0 alone: the norm is global already.
         if self._ranks.rank == 0 and updated:
             parts.append({"grad_norm": torch.tensor([norm, 1.0], dtype=torch.float64)})
         return merge_metrics(parts), updated
@@ -173,10 +173,10 @@ class Trainer:
         row = reference.row
         advantage = row.advantage
         if row.unanimous is not None:
-            # Without a proximal pass the entropies are those of the update itself.
-            known = entropy if reference.entropy_old is None else reference.entropy_old
+            # Without a proximal pass, use the entropies of the update itself.
+            entropies = entropy if reference.entropy_old is None else reference.entropy_old
             alpha = self._settings.zero_variance_alpha
-            advantage = shaped_advantage(advantage, row.unanimous, known, row.seq, alpha=alpha)
+            advantage = shaped_advantage(advantage, row.unanimous, entropies, row.seq, alpha=alpha)
         return TokenBatch(
             logp=logp,
             logp_old=reference.logp_old,
@@ -202,7 +202,7 @@ class Trainer:
 
 
 def build_objective(settings: LearnerSettings) -> Objective:
-    """The objective with its correction. ModelError: a setting it does not know, or a value out of range."""
+    """The objective with its correction. ModelError: an unknown setting, or a value out of range."""
     try:
         weigher = None
         if settings.correction != "none":
