@@ -25,6 +25,7 @@ class EngineSettings:
     max_num_seqs: int = 256
     """Requests computed in one step."""
     max_num_batched_tokens: int = 2048
+    """Tokens computed in one step; on CPU at least `max_model_len`, since a prompt is computed whole there."""
     kv_cache_bytes: int = 256 << 20
     """On CPU; on CUDA vLLM takes `gpu_memory_utilization` (an entry of `extra`)."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -62,6 +63,10 @@ class EngineSettings:
             raise EngineSettingsError(f"tensor_parallel {self.tensor_parallel} needs device cuda; on cpu it is 1")
         if self.extra.get("data_parallel_size", 1) != 1:
             raise EngineSettingsError("data_parallel_size in extra must be 1: run one producer a replica instead")
+        if self.device == "cpu" and self.extra.get("enable_chunked_prefill"):
+            # vLLM 0.30 rewinds the generator of a seeded request after each chunk but the last, which a CPU generator
+            # cannot do: the engine core ends with "CPU Generator does not use offset".
+            raise EngineSettingsError("enable_chunked_prefill in extra must stay off on cpu: it ends the engine")
         if self.extra.get("enable_prefix_caching"):
             raise EngineSettingsError("enable_prefix_caching in extra must stay off: cached keys outlive their weights")
 
@@ -92,7 +97,12 @@ class EngineSettings:
             "worker_extension_cls": "producers.rollouts.engine.worker.extension.WeightExtension",
         }
         if self.device == "cpu":
-            arguments |= {"kv_cache_memory_bytes": self.kv_cache_bytes, "distributed_executor_backend": "uni"}
+            arguments |= {
+                "kv_cache_memory_bytes": self.kv_cache_bytes,
+                "distributed_executor_backend": "uni",
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(arguments["max_num_batched_tokens"], self.max_model_len),
+            }
         elif self.precision == "fp8":
             arguments["quantization"] = "fp8_per_block"
         return arguments | dict(self.extra)
