@@ -82,7 +82,7 @@ def _print(verdict: Verdict, as_json: bool) -> None:
     print(verdict.table(), flush=True)
     print(f"\n{verdict.kills} SIGKILLs among {verdict.blows.total()} blows in {verdict.wall_s:.0f} s")
     print(f"points not reached in time: {verdict.missed.total()}")
-    print(f"steps: {verdict.steps}, of which told again: {verdict.repeated_steps}")
+    print(f"steps: {verdict.steps}, of which recorded again: {verdict.repeated_steps}")
     print(f"ended by themselves: {json.dumps(dict(verdict.ends), indent=1)}")
     print(f"audit: {verdict.audit.produced} produced, {verdict.audit.dispositions}, {verdict.audit.in_flight_waiting}")
     print("\n".join(["findings:", *verdict.findings[:50]]) if verdict.findings else "findings: none")

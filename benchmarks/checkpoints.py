@@ -45,7 +45,7 @@ def state_of(ranks: RankGroup, gib: float) -> dict[str, Tensor]:
 
 
 def products(until: Callable[[], bool]) -> float:
-    """Matrix products a second until told to stop."""
+    """Matrix products a second until asked to stop."""
     matrix = torch.randn(256, 256)
     began, done = time.perf_counter(), 0
     while not until():

@@ -32,10 +32,10 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, required=True, help="directory of a finished run")
     parser.add_argument("--times", type=int, default=2)
     args = parser.parse_args()
-    lives = [_train(args.dir) for _ in range(args.times)]
-    digests = [life.pop("digests") for life in lives]
-    for life in lives:
-        print(json.dumps(life))
+    starts = [_train(args.dir) for _ in range(args.times)]
+    digests = [start.pop("digests") for start in starts]
+    for start in starts:
+        print(json.dumps(start))
     if len(digests) < 2:
         return 0
     same = all(digest == digests[0] for digest in digests)

@@ -74,7 +74,7 @@ class Steps:
         self.newest = 0
 
     async def follow(self) -> None:
-        """For ever."""
+        """Until cancelled."""
         async with Reader(self._log, {("steps", 0): 0}) as reader:
             while True:
                 for record in await reader.poll(0.02):
@@ -103,7 +103,7 @@ def configure(directory: Path, broker: str) -> RunConfig:
 
 
 async def write_batches(log: Log) -> None:
-    """One batch after the other, for ever."""
+    """One batch after the other, until cancelled."""
     half = tuple(range(SEQUENCES // 2)), tuple(range(SEQUENCES // 2, SEQUENCES))
     async with Writer(log) as writer:
         batch = 0
@@ -155,13 +155,13 @@ async def strike(config: RunConfig, steps: Steps, rank: int, draw: random.Random
 
 
 def parts_of(config: RunConfig, at_s: float, born_s: float, step_s: float) -> dict[str, float]:
-    """From the last start that each rank's log tells of: the rank whose loading took longer."""
-    told = []
+    """Of the last start in each rank's log: the rank whose loading took longer."""
+    starts = []
     for rank in range(RANKS):
         log = config.layout.log(process_name("learner", rank, RANKS))
         said = [found for line in log.read_text(errors="replace").splitlines() if (found := read_phases(line))]
-        told.append(said[-1])
-    slower = max(told, key=lambda phases: sum(phases.values()))
+        starts.append(said[-1])
+    slower = max(starts, key=lambda phases: sum(phases.values()))
     started_s = sum(slower.values())
     parts = {"noticed, ended, started again": born_s - at_s}
     # The clock of the phases begins where the service does; before it are the interpreter and the command's imports.

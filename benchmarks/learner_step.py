@@ -79,7 +79,7 @@ def write(model: Any, whole: Mapping[str, Tensor], stored: Mapping[str, tuple[in
 
 
 def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -> dict[str, float]:
-    """One rank's life; the medians over all steps but the first two."""
+    """One rank: the medians over all steps but the first two."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -183,18 +183,18 @@ def recovery(config: RunConfig, hit: Kill, until_s: float, times: dict[str, list
 
     if hit.victim != "broker":
         log = config.layout.log(hit.victim)
-        parts = {"serves": _said(log, "serves run", hit.successor_s, until_s) - hit.at_s}
+        parts = {"serves": _logged_at(log, "serves run", hit.successor_s, until_s) - hit.at_s}
         return Recovery(hit.victim, hit.successor_s - hit.at_s, first(hit.victim), parts)
     log = config.layout.log("broker")
-    parts = {mark: _said(log, text, hit.successor_s, until_s) - hit.at_s for mark, text in BROKER_MARKS.items()}
+    parts = {mark: _logged_at(log, text, hit.successor_s, until_s) - hit.at_s for mark, text in BROKER_MARKS.items()}
     firsts = {name: first(name) for name in times}
     parts |= {name: float("nan") if at_s is None else at_s for name, at_s in firsts.items()}
     known = [at_s for at_s in firsts.values() if at_s is not None]
     return Recovery("broker", hit.successor_s - hit.at_s, max(known) if len(known) == len(firsts) else None, parts)
 
 
-def _said(log: Path, text: str, since_s: float, until_s: float) -> float:
-    """When the log first said it in that time; not a number where it did not."""
+def _logged_at(log: Path, text: str, since_s: float, until_s: float) -> float:
+    """When a line of `log` first matched in that time, unix seconds; NaN where none did."""
     pattern = re.compile(text)
     for line in log.read_text(errors="replace").splitlines():
         stamp = line[:23].replace("T", " ").replace(",", ".")

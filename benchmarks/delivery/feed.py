@@ -1,4 +1,4 @@
-"""The learner's side: takes batches in order, fetches and decodes their rollouts, says the step is done."""
+"""The learner's side: takes batches in order, fetches and decodes their rollouts, reports the step as done."""
 
 import asyncio
 import time

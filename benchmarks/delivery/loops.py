@@ -46,7 +46,7 @@ class Watch:
         return Loop(self._ticks, 1e3 * self._cpu_s, 1e3 * self._late_s, 1e3 * self._own_s)
 
     async def run(self) -> None:
-        """For ever."""
+        """Until cancelled."""
         with _schedstat() as schedstat:
             while True:
                 before_s, cpu_s, waited_s = time.monotonic(), time.thread_time(), _waited_s(schedstat)

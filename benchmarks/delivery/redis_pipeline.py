@@ -2,7 +2,7 @@
 
 The same hops (rewards, groups, batches, feed, each a process), the same recorded rollouts with the same bytes, decoded
 by the same code on both sides that read them, the same detokeniser and verifier. What differs in its favour: scores,
-groups and batches carry ids and rewards alone and no events, nothing says what became of a rollout, nobody keeps
+groups and batches carry ids and rewards alone and no events, nothing records what became of a rollout, nobody keeps
 positions. Not written for speed beyond the obvious: whole reads of many entries, pipelined writes of what was read.
 
     apt-get install redis-server; .venv/bin/uv pip install --python .venv/bin/python redis

@@ -10,7 +10,7 @@ COLOURS = ("#2f6fb0", "#6ba3d6", "#e07b39", "#3c9d6e")
 
 @dataclass
 class Curve:
-    """What one training said, evaluation by evaluation."""
+    """What one training measured, evaluation by evaluation."""
 
     label: str
     seed: int
