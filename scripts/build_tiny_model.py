@@ -3,8 +3,8 @@
     python scripts/build_tiny_model.py --out models/tiny-moe --prompts models/running-sums --seed 0
 
 The task is *running sums*: to `3+1+2+2+5=` the right response is `3+1=4,4+2=6,6+2=8,8+5=13` and then end of sequence.
-Supervised training on *noisy* demonstrations (every running sum is wrong with probability `--noise`, and the chain continues
-from the wrong value) gives a start that knows the rule but samples noisily: greedy decoding is nearly always right,
+Supervised training on *noisy* demonstrations (every running sum is wrong with probability `--noise`, and the next one
+adds to the wrong value) gives a start that knows the rule but samples noisily: greedy decoding is nearly always right,
 sampling at temperature 1 is right less than half the time. That leaves reinforcement learning something to find
 within minutes on two CPU cores. The same seed gives the same prompts everywhere, and the same weights on the same
 machine, library versions and `--threads`.

@@ -124,7 +124,7 @@ def _rewards(port: int, shape: Shape) -> None:
             event = decode(fields[b"e"])
             assert isinstance(event, RolloutCompleted)
             text = detokeniser.text(event.response_ids)
-            reward = verifier.check(Sample(text, event.finish_reason, event.reference))
+            reward = verifier.check(Sample(text, event.reference))
             pipe.xadd("scores", {"g": event.group_id, "e": entry, "r": reward})
         pipe.execute()
     client.rpush("cpu.rewards", time.process_time() - began_s)

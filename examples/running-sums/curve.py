@@ -1,4 +1,4 @@
-"""Print the learning curve of a run from its log, while it runs or afterwards, and draw its report.
+"""Print the learning curve of a run from its log, while it runs or afterwards, and draw it.
 
     python examples/running-sums/curve.py --dir runs/running-sums [--json curve.json] [--picture curve.png]
 
@@ -11,10 +11,14 @@ import json
 from pathlib import Path
 from statistics import mean
 
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
 from analysis.history.history import History
 from analysis.history.read import audit_of, history_of
-from analysis.views.report import write_report
-from analysis.views.summary import summarise
 from deploy.config.run import load
 from deploy.local.open_log import run_log
 
@@ -24,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, required=True, help="run directory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the curve there")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the run there, as the demo's report does")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the curve there")
     arguments = parser.parse_args()
     config, history = load(None, directory=arguments.dir), History()
     with run_log(config) as log:
@@ -40,10 +44,7 @@ def main() -> None:
         lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
         arguments.json.write_text(f"[\n{lines}\n]\n")
     if arguments.picture:
-        summary = summarise(
-            history, audit, run=config.run.id, seed=config.run.seed, broker=config.broker.kind, restarts={}
-        )
-        write_report(history, summary, arguments.picture)
+        draw(history, rows, arguments.picture)
 
 
 def curve(history: History) -> list[dict[str, float | int | None]]:
@@ -64,6 +65,26 @@ def curve(history: History) -> list[dict[str, float | int | None]]:
         )
         before = step
     return rows
+
+
+def draw(history: History, rows: list[dict[str, float | int | None]], path: Path) -> None:
+    """Held-back pass rate and mean reward of each batch, over the steps, as a PNG."""
+    steps = sorted(history.steps)
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    axes.plot(
+        steps, [history.steps[step].metrics["reward"] for step in steps], color="#9aa5b1", label="reward of the batch"
+    )
+    axes.plot(
+        [row["step"] for row in rows],
+        [row["held_back"] for row in rows],
+        "o-",
+        color="#2f6fb0",
+        label="held-back pass rate",
+    )
+    axes.set(xlabel="step", ylim=(0, 1))
+    axes.grid(color="#e6eaee")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
