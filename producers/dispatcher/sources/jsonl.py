@@ -1,7 +1,7 @@
 """Prompts from a JSON Lines file, one object a line."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -9,26 +9,43 @@ from producers.dispatcher.sources.prompt import Prompt, SourceError, distinct
 from schemas.parts import Message
 from schemas.verifiers import VERIFIERS
 
-_ALLOWED = (
+_ALLOWED: Final = (
     "a line is an object with prompt (text) or messages (a list of {role, content}), "
-    "verifier, reference (text or an object) and, where wanted, task (text)"
+    "verifier, reference (text, a number or an object) and, where wanted, task (text)"
 )
 
 
-class _Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+_KINDS: Final = (
+    (b"PAR1", "a Parquet file"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"ARROW1", "an Arrow file"),
+)
+"""First bytes of the files that are given in place of JSON Lines."""
+
+
+class _TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    text: str
+
+
+class _ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: str
-    content: str
+    content: str | tuple[_TextPart, ...]
 
     def on_wire(self) -> Message:
-        """As requests carry it."""
-        return Message(role=self.role, content=self.content)
+        """As requests carry it: text parts are one text."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role=self.role, content=content)
 
 
 class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verifier: str
-    reference: str | dict[str, Any]
+    reference: str | int | float | dict[str, Any]
     prompt: str | None = None
-    messages: tuple[_Turn, ...] | None = None
+    messages: tuple[_ChatMessage, ...] | None = None
     task: str | None = None
 
 
@@ -43,6 +60,7 @@ class JsonlSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
         decoder = msgspec.json.Decoder(_Row)
         try:
             with path.open("rb") as lines:
+                _check_kind(path, lines.peek(8))
                 prompts = [
                     _prompt(decoder, line, f"{path}, line {number}", path.stem)
                     for number, line in enumerate(lines, start=1)
@@ -60,17 +78,33 @@ def _prompt(decoder: msgspec.json.Decoder[_Row], line: bytes, origin: str, stem:
         row = decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{origin}: {error}; {_ALLOWED}") from error
+    except RecursionError:
+        raise SourceError(f"{origin}: the row nests deeper than can be read; {_ALLOWED}") from None
     if row.verifier not in VERIFIERS:
         raise SourceError(f"{origin}: verifier {row.verifier!r} is not one of {', '.join(VERIFIERS)}")
     if (row.prompt is None) == (row.messages is None):
         raise SourceError(f"{origin}: the row has {'neither' if row.prompt is None else 'both'} of prompt and messages")
-    if row.prompt == "" or row.messages == ():
-        raise SourceError(f"{origin}: {'prompt' if row.prompt == '' else 'messages'} is empty")
+    messages = None if row.messages is None else tuple(message.on_wire() for message in row.messages)
+    if row.prompt is not None and not row.prompt.strip():
+        raise SourceError(f"{origin}: prompt is {'blank' if row.prompt else 'empty'}")
+    if messages is not None and not any(message.content.strip() for message in messages):
+        raise SourceError(f"{origin}: messages {'are blank' if messages else 'is empty'}")
     return Prompt.of(
         task=row.task if row.task is not None else stem,
         verifier=row.verifier,
-        reference=row.reference,
+        reference=row.reference if isinstance(row.reference, (str, dict)) else str(row.reference),
         text=row.prompt,
-        messages=row.messages if row.messages is None else tuple(turn.on_wire() for turn in row.messages),
+        messages=messages,
         origin=origin,
     )
+
+
+def _check_kind(path: Path, first: bytes) -> None:
+    """SourceError: the file is of another kind than JSON Lines, whatever its name says."""
+    for magic, kind in _KINDS:
+        if first.startswith(magic):
+            raise SourceError(f"{path} is {kind}; allowed: JSON Lines, {_ALLOWED}")
+    if first.startswith(_BYTE_ORDER_MARK):
+        raise SourceError(f"{path}, line 1: the file begins with a byte-order mark; allowed: UTF-8 without one")
+    if first.lstrip().startswith(b"["):
+        raise SourceError(f"{path}, line 1: the file is one JSON list; allowed: JSON Lines, {_ALLOWED}")

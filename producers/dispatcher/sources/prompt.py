@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from schemas.identity import prompt_id
-from schemas.parts import Message
+from schemas.parts import Message, check_reference
 from streams.errors import ConfigurationError
 
 
@@ -36,7 +38,16 @@ class Prompt:
         messages: tuple[Message, ...] | None = None,
         origin: str,
     ) -> "Prompt":
-        """The prompt with its identity: the digest of task and content."""
+        """The prompt with its identity: the digest of task and content.
+
+        SourceError: a reference that no record can carry, such as an integer of 2^64 or one that nests too deep.
+        """
+        try:
+            check_reference(origin, reference)
+            msgspec.msgpack.encode(reference)
+        except (ValueError, OverflowError, RecursionError, TypeError) as error:
+            why = str(error).removeprefix(f"{origin} ")
+            raise SourceError(f"{origin}: the reference cannot be written to the log: {why}") from error
         content = text if messages is None else messages
         return cls(prompt_id(task, content), task, verifier, reference, text, messages, origin)
 

@@ -12,6 +12,14 @@ from producers.dispatcher.sources import JsonlSource, Prompt, ReasoningGymSource
 from schemas import prompt_id
 from schemas.parts import Message
 
+
+def nested(depth: int) -> dict[str, Any]:
+    reference: dict[str, Any] = {}
+    for _ in range(depth):
+        reference = {"deeper": reference}
+    return reference
+
+
 ROW = {"prompt": "1+2=", "verifier": "exact_match", "reference": {"answer": "3", "after": "="}, "task": "sums"}
 
 
@@ -43,7 +51,18 @@ def test_jsonl_rows_become_prompts(tmp_path: Path) -> None:
         ("{}", "missing required field"),
         (json.dumps(ROW | {"promt": "x"}), "unknown field `promt`"),
         (json.dumps(ROW | {"prompt": 3}), "$.prompt"),
-        (json.dumps(ROW | {"reference": 3}), "$.reference"),
+        (json.dumps(ROW | {"reference": None}), "$.reference"),
+        (json.dumps(ROW | {"reference": {"n": 2**64}}), "cannot be written to the log: "),
+        (json.dumps(ROW | {"reference": nested(900)}), "a reference that nests deeper than"),
+        ('{"prompt": "1", "verifier": "exact_match", "reference": {"a": ' + "[" * 5000 + "]" * 5000 + "}}", "deeper"),
+        (json.dumps(ROW | {"prompt": " \n"}), "prompt is blank"),
+        (json.dumps({k: v for k, v in ROW.items() if k != "prompt"} | {"messages": []}), "messages is empty"),
+        (
+            json.dumps(
+                {k: v for k, v in ROW.items() if k != "prompt"} | {"messages": [{"role": "user", "content": ""}]}
+            ),
+            "messages are blank",
+        ),
         (json.dumps(ROW | {"verifier": "magic"}), "exact_match, math_verify, reasoning_gym"),
         (json.dumps(ROW | {"messages": [{"role": "user", "content": "x"}]}), "both of prompt and messages"),
         (json.dumps({"verifier": "exact_match", "reference": "1"}), "neither of prompt and messages"),
@@ -64,6 +83,30 @@ def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "\xff\xfe", "verifier": "exact_match", "reference": "1"}\n')
     with pytest.raises(SourceError, match="line 1"):
+        JsonlSource(path=str(path)).load()
+
+
+def test_numbers_are_references_and_text_parts_are_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "1+1"}, {"type": "text", "text": "=?"}]
+    chat = {"messages": [{"role": "user", "content": parts}], "verifier": "math_verify", "reference": 2}
+    first, second = jsonl(tmp_path, json.dumps(ROW | {"reference": 2.5}), json.dumps(chat)).load()
+    assert (first.reference, second.reference) == ("2.5", "2")
+    assert second.messages == (Message(role="user", content="1+1=?"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PAR1\x15\x04", "is a Parquet file; allowed: JSON Lines"),
+        (b"\x1f\x8b\x08", "is a gzip archive; allowed: JSON Lines"),
+        (b'[{"prompt": "x"}]', "is one JSON list; allowed: JSON Lines"),
+        (b"\xef\xbb\xbf" + json.dumps(ROW).encode(), "line 1: the file begins with a byte-order mark"),
+    ],
+)
+def test_a_file_of_another_kind_is_said_to_be_one(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=says):
         JsonlSource(path=str(path)).load()
 
 
