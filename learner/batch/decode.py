@@ -1,4 +1,4 @@
-"""From a record of the log to a sequence to train on; whatever does not fit the model is refused here."""
+"""Decodes a record of `rollouts` into a sequence to train on, and refuses whatever does not fit the model."""
 
 import itertools
 import math
@@ -17,9 +17,10 @@ from streams.record import Record
 
 
 def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blobs: BlobStore, batch: int) -> Rollout:
-    """The planned sequence of batch number `batch` with its arrays. Blocking: routes may lie in the blob store.
+    """The rollout of one planned sequence of batch number `batch`; shapes and dtypes as `Rollout` documents them.
 
-    RejectedSequenceError: it is not the rollout that was planned, or does not fit the model, in one sentence.
+    Blocking: routes may lie in the blob store. RejectedSequenceError, one sentence: the record is not the planned
+    rollout, or it does not fit the model.
     """
     event = _completed(planned, record)
     ids = np.concatenate([event.prompt_ids.numpy(), event.response_ids.numpy()]).astype(np.int64)
@@ -33,11 +34,11 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
     planned_tokens = planned.prompt_tokens + planned.response_tokens
     if len(ids) != planned_tokens:
         raise RejectedSequenceError(f"{len(ids)} tokens are not the {planned_tokens} that its micro-batch has room for")
-    drawn = event.sampling
-    if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
+    sampling = event.sampling
+    if sampling.temperature == 0 or sampling.top_p != 1 or sampling.top_k != 0:
         raise RejectedSequenceError(
-            f"sampled with temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}, where the "
-            f"policy has no density of its own: allowed are temperature above 0, top_p 1 and top_k 0"
+            f"sampled with temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, top_k {sampling.top_k}: the "
+            f"policy has no density of its own there; allowed are temperature above 0, top_p 1 and top_k 0"
         )
     if not (math.isfinite(planned.advantage) and math.isfinite(planned.reward)):
         raise RejectedSequenceError(f"advantage {planned.advantage} or reward {planned.reward} is not finite")
@@ -50,7 +51,7 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
         advantage=planned.advantage,
         reward=planned.reward,
         staleness=batch - planned.oldest_version,
-        temperature=drawn.temperature,
+        temperature=sampling.temperature,
         unanimous=planned.unanimous,
     )
 
@@ -68,14 +69,14 @@ def _completed(planned: PlannedSequence, record: Record) -> RolloutCompleted:
 
 
 def _routes(routes: Routes, tokens: int, shape: ModelShape, blobs: BlobStore) -> torch.Tensor:
-    """int16 `[tokens, moe_layers, top_k]`; -1 where none was recorded and before the first recorded token."""
+    """Routes int16 `[tokens, moe_layers, top_k]`; -1 (native) where the engine recorded none."""
     if routes.shape[1:] != (shape.moe_layers, shape.top_k) or routes.experts != shape.experts:
         raise RejectedSequenceError(
             f"routes are of {routes.shape[1]} layers and top-{routes.shape[2]} of {routes.experts} experts, "
             f"the model has {shape.moe_layers} and top-{shape.top_k} of {shape.experts}"
         )
     recorded = _array(routes, blobs).numpy()
-    # Slot by slot: comparing eight long rows is ten times as fast as sorting millions of short ones.
+    # By slot: comparing the top_k slots pairwise as long rows is ten times faster than sorting millions of short ones.
     slots = np.ascontiguousarray(np.moveaxis(recorded, -1, 0))
     missing = (slots == routes.sentinel).all(axis=0)
     beyond = (slots >= shape.experts).any(axis=0) & ~missing

@@ -1,4 +1,4 @@
-"""The batches as a rank reads them: plans in order, and this rank's own rollouts by reference, one batch ahead."""
+"""Loads batches for one rank: plans in order, the rank's own rollouts by reference, one batch prefetched."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ TOPIC = "batches"
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A plan with this rank's micro-batches; `rejected` are those of its own sequences that cannot be trained on."""
+    """A plan with this rank's micro-batches; `rejected`: those of the rank's sequences that cannot be trained on."""
 
     plan: BatchPlanned
     record: Record
@@ -38,8 +38,10 @@ class LoadedBatch:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Which rollouts a rank fetches, how long that may take (seconds), what they must fit; `rejected` gives, by rollout
-    id, why an earlier life has left some of them out of the batches that come again."""
+    """Which rollouts a rank fetches, within how many seconds, and the model that they must fit.
+
+    `rejected`: by rollout id, why an earlier process left a rollout out of a batch that is now trained on again.
+    """
 
     rank: int
     world: int
@@ -49,19 +51,19 @@ class LoaderConfig:
 
 
 class BatchLoader:
-    """Reads `batches` from `offset`, where batch number `next_batch` or what precedes it is.
+    """Reads `batches` from `offset`, which is at or before batch number `next_batch`.
 
-    `fill` runs beside training and keeps one loaded batch ready: while one trains, the next is fetched and decoded.
+    `fill` runs concurrently with training and prefetches one batch: while one trains, the next is fetched and decoded.
     """
 
-    def __init__(self, service: ServiceContext, reading: LoaderConfig, offset: int, next_batch: int) -> None:
+    def __init__(self, service: ServiceContext, config: LoaderConfig, offset: int, next_batch: int) -> None:
         self._service = service
-        self._reading = reading
+        self._config = config
         self._offset = offset
         self._next = next_batch
-        self._passed_over: int | None = None
-        self._cut = False  # Retention has deleted records behind the checkpoint's offset, and no batch came since.
-        self._given = next_batch
+        self._skipped: int | None = None
+        self._cut = False  # Retention has deleted records after the checkpoint's offset, and no batch was read since.
+        self._awaited = next_batch
         self._ready: asyncio.Queue[LoadedBatch] = asyncio.Queue(maxsize=1)
         self._waiting_since: float | None = None
         service.add_status(self._waits)
@@ -76,7 +78,7 @@ class BatchLoader:
             if self._service.stopping.is_set():
                 return None
             batch = getting.result()
-            self._given = batch.plan.batch + 1
+            self._awaited = batch.plan.batch + 1
             return batch
         finally:
             self._waiting_since = None
@@ -84,13 +86,13 @@ class BatchLoader:
             stopping.cancel()
 
     def _waits(self) -> list[str]:
-        """For `status`: without a deadline, since a run may have nothing to train on for as long as it likes."""
+        """What this rank waits for, for `status`: without a deadline, since a run may have nothing to train on."""
         if self._waiting_since is None:
             return []
-        return [f"waits for batch {self._given} since {time.monotonic() - self._waiting_since:.0f} s"]
+        return [f"waits for batch {self._awaited} since {time.monotonic() - self._waiting_since:.0f} s"]
 
     async def fill(self) -> None:
-        """For ever. LostBatchError: a batch is lost, or the log is another one."""
+        """Load batches until cancelled. LostBatchError: a batch is lost, or this is not the log that was trained on."""
         log = self._service.log
         async with (
             Reader(log, {(TOPIC, 0): self._offset}) as reader,
@@ -108,7 +110,7 @@ class BatchLoader:
                 await self._ready.put(await self._load(plan, record, fetcher, writer))
 
     async def _plans(self, reader: Reader, writer: Writer) -> AsyncIterator[tuple[BatchPlanned, Record]]:
-        """Each batch number once, in order; a number that was had is the second writing of a restarted batcher."""
+        """Each batch number once, in order; a number seen before was re-published by a restarted batcher."""
         watchdog = Watchdog()
         while True:
             records = await reader.poll(_POLL_S)
@@ -123,40 +125,43 @@ class BatchLoader:
                 if not isinstance(event, BatchPlanned) or event.batch < self._next:
                     continue
                 if event.batch > self._next:
-                    await self._pass_over(event.batch, record, writer)
+                    await self._skip(event.batch, record, writer)
                     continue
                 self._next += 1
-                self._passed_over, self._cut = None, False
+                self._skipped, self._cut = None, False
                 yield event, record
 
-    async def _pass_over(self, number: int, record: Record, writer: Writer) -> None:
-        """A number too high is not the batcher's, who leaves none out, where no record is missing from the log: then
-        its batch comes yet. LostBatchError: records are missing, or the batcher goes on without the one that is due.
+    async def _skip(self, number: int, record: Record, writer: Writer) -> None:
+        """Skip a batch number above the expected one, with a dead letter.
+
+        The batcher leaves no number out. So, where no record is missing from the log, another program wrote this one,
+        and the expected batch is still to come. LostBatchError: records are missing, or two such numbers follow each
+        other, which only a batcher writes that has continued without the expected batch.
         """
-        if self._cut or number - 1 == self._passed_over:
+        if self._cut or number - 1 == self._skipped:
             why = (
-                "retention has deleted what the checkpoint goes on from" if self._cut else f"so does batch {number - 1}"
+                "retention has deleted what the checkpoint resumes from" if self._cut else f"as does batch {number - 1}"
             )
             raise LostBatchError(
                 f"batch {number} at {TOPIC}/0@{record.offset} follows batch {self._next - 1} ({why}): the log has lost "
-                f"batch {self._next}, on which this run's next weights depend; go on from its last weights as a new run"
+                f"batch {self._next}, on which this run's next weights depend; start a new run from its last weights"
             )
-        self._passed_over = number
-        reason = f"batch {number} is not the batcher's, which comes to {self._next} next"
-        logger.warning("passes over %s: %s", record.ref, reason)
-        if self._reading.rank == 0:
+        self._skipped = number
+        reason = f"batch {number} was not written by the batcher, whose next one is {self._next}"
+        logger.warning("skipped out-of-order %s: %s", place(record.ref), reason)
+        if self._config.rank == 0:
             await writer.write(dead_letter(record, "learner", reason, time.time()))
 
     async def _load(self, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: Writer) -> LoadedBatch:
         started = time.monotonic()
-        own = assign(plan.ranks, self._reading.world)[self._reading.rank]
+        own = assign(plan.ranks, self._config.world)[self._config.rank]
         wanted = [plan.sequences[index] for micro in own for index in micro]
         rejected = {
-            sequence.rollout_id: self._reading.rejected[sequence.rollout_id]
+            sequence.rollout_id: self._config.rejected[sequence.rollout_id]
             for sequence in wanted
-            if sequence.rollout_id in self._reading.rejected
+            if sequence.rollout_id in self._config.rejected
         }
-        async with self._service.wait(f"for the rollouts of batch {plan.batch}", 3 * self._reading.timeout_s):
+        async with self._service.wait(f"for the rollouts of batch {plan.batch}", 3 * self._config.timeout_s):
             needed = [sequence for sequence in wanted if sequence.rollout_id not in rejected]
             found, missing = await self._fetch(fetcher, needed)
         rejected |= missing
@@ -180,17 +185,17 @@ class BatchLoader:
     async def _fetch(
         self, fetcher: RecordFetcher, wanted: Sequence[PlannedSequence]
     ) -> tuple[dict[Ref, Record], dict[str, str]]:
-        """Records by reference, and by rollout id why the others are not there. DeadlineError: the broker is slow."""
+        """The records by reference, and by rollout id why others are missing. DeadlineError: the broker is slow."""
         present = {Ref(*sequence.rollout): sequence.rollout_id for sequence in wanted}
         missing: dict[str, str] = {}
         while present:
             try:
-                records = await fetcher.fetch(list(present), self._reading.timeout_s)
+                records = await fetcher.fetch(list(present), self._config.timeout_s)
                 return {record.ref: record for record in records}, missing
             except MissingRecordError as error:
                 missing[present.pop(error.ref)] = str(error)
             except DeadlineError:
-                # A reference past the end looks like a slow broker until the ends are known.
+                # A reference past a partition's end times out, as a slow broker does; only the ends tell them apart.
                 beyond = await self._beyond_end(present)
                 if not beyond:
                     raise
@@ -211,23 +216,23 @@ class BatchLoader:
         found: dict[Ref, Record],
         rejected: dict[str, str],
     ) -> dict[int, Rollout]:
-        """Rollouts by their index in the plan; why the others are refused goes into `rejected`."""
+        """Rollouts by their index in the plan; adds to `rejected` why others cannot be trained on."""
         chosen = {sequence.rollout_id for sequence in wanted} - rejected.keys()
         rollouts: dict[int, Rollout] = {}
         for index, sequence in enumerate(plan.sequences):
             if sequence.rollout_id in chosen:
                 record = found[sequence.rollout]
                 try:
-                    fitting = to_rollout(sequence, record, self._reading.shape, self._service.blobs, plan.batch)
-                    _check_budget(fitting, plan)
-                    rollouts[index] = fitting
+                    rollout = to_rollout(sequence, record, self._config.shape, self._service.blobs, plan.batch)
+                    _check_budget(rollout, plan)
+                    rollouts[index] = rollout
                 except RejectedSequenceError as error:
                     rejected[sequence.rollout_id] = str(error)
         return rollouts
 
 
 def _check_budget(rollout: Rollout, plan: BatchPlanned) -> None:
-    """RejectedSequenceError: it alone is more than a micro-batch holds, for which the memory was provided."""
+    """RejectedSequenceError: it alone exceeds a micro-batch's token budget, which bounds the memory of a step."""
     tokens = len(rollout.tokens)
     if tokens > plan.token_budget:
         raise RejectedSequenceError(

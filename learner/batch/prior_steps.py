@@ -1,4 +1,4 @@
-"""What the log says of the steps after the checkpoint: an earlier life did them, and this one does them again."""
+"""What the log holds of steps after the checkpoint: an earlier process did them, and this one does them again."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,17 +11,20 @@ from streams.log.clients import Log
 from streams.log.tail import Tail, read_tail
 
 _STEPS_TAIL: Final = 20_000
-"""Steps that are read whatever stands there: one was rolled back by hand, or told again, for longer than the
-checkpoints say. Their reading takes a second or two, and only what was rejected is kept."""
+"""Steps that are read in any case: a run may have been rolled back by hand, or have re-published more steps than the
+checkpoints account for. Reading them takes a second or two, and only rejections are kept."""
 
 _WEIGHTS_TAIL: Final = 1000
 
 
 class PriorSteps(msgspec.Struct, frozen=True):
-    """`published`: the newest weights on the log, 0 where there are none. `rejected`: by rollout id, why a rollout of a
-    batch from `next_batch` on was not trained on. What could not be read then is not trained on now either, though it
-    can be read by now: the step's weights are on the log already, and must come out the same. `canary`: token ids of
-    the set that producers are compared on, none where none was published.
+    """What an earlier process did after the checkpoint.
+
+    Attributes:
+        published: the newest weights version on the log, 0 where there is none.
+        rejected: by rollout id, why a rollout of a batch from `next_batch` on was not trained on. It is not trained on
+            now either, even if it can be read by now: the step's weights are on the log and must come out the same.
+        canary: token ids of the canary set that producers score, empty where none was published.
     """
 
     published: int = 0
@@ -29,24 +32,24 @@ class PriorSteps(msgspec.Struct, frozen=True):
     canary: tuple[tuple[int, ...], ...] = ()
 
     def canary_ids(self) -> np.ndarray[Any, np.dtype[np.uint32]] | None:
-        """The set as u4 `[sequences, tokens]`."""
+        """The canary set as uint32 `[sequences, tokens]`; None where none was published."""
         return np.array(self.canary, np.uint32) if self.canary else None
 
     def encode(self) -> bytes:
-        """For the other ranks."""
+        """As JSON, for the exchange with the other ranks."""
         return msgspec.json.encode(self)
 
 
 def decode_prior_steps(data: bytes) -> PriorSteps:
-    """What `PriorSteps.encode` said."""
+    """The inverse of `PriorSteps.encode`."""
     return msgspec.json.decode(data, type=PriorSteps)
 
 
 async def read_prior_steps(log: Log, next_batch: int, unsaved: int) -> PriorSteps:
-    """Read `steps` and `weights` back from their ends, as far as is needed, whatever others wrote there. StreamsError.
+    """Read `steps` and `weights` backwards from their ends, as far as needed, past any other records. StreamsError.
 
-    `unsaved`: how many steps an earlier life can have done beyond the checkpoint at which a later one began. Lives
-    tell their steps in order, so nothing from `next_batch` on stands before a step that is further than that below.
+    `unsaved`: how many steps an earlier process can have done beyond the checkpoint that a later one resumed from. Each
+    process reports its steps in order, so no step from `next_batch` on precedes one more than `unsaved` below it.
     """
 
     def is_before(event: Event) -> bool:

@@ -1,1 +1,1 @@
-"""Checkpoints: written whole or not at all, with the position on the log inside."""
+"""Checkpoints: written atomically, and holding the position on the log."""

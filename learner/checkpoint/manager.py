@@ -1,13 +1,13 @@
-"""Atomic checkpoints: model, optimizer, RNG, step and the place on the log, whole or not at all.
+"""Atomic checkpoints: model, optimizer, random generators, step and the position on the log.
 
     checkpoints/step-12.tmp/ rank-0.safetensors rank-1.safetensors     every rank writes and fsyncs its own chunks
     checkpoints/step-12/     … manifest.json                          rank 0: digests, fsync, then the rename
 
-    staged = checkpoints.stage(trainer.state())     # in the training thread: the step is blocked for this copy alone
-    checkpoints.save(position, staged)              # in a thread of its own, on a process group of its own
+    staged = checkpoints.stage(trainer.state())     # in the training thread, which is blocked for this copy alone
+    checkpoints.save(position, staged)              # in the background thread, on the process group `background`
 
-This is torch.distributed.checkpoint with a storage of ours (`learner.checkpoint.storage`). `async_save` would do the
-same two halves; its threads, though, keep a failing process alive until a collective with a dead rank has timed out.
+This is torch.distributed.checkpoint with its own storage (`learner.checkpoint.storage`). `async_save` does the same two
+halves, but its threads keep a failing process alive until a collective with a dead rank has timed out.
 """
 
 import hashlib
@@ -51,13 +51,13 @@ _NAME: Final = re.compile(r"step-(\d+)")
 _RNG: Final = "rng"
 
 State = Mapping[str, Tensor]
-"""Tensors by name; a DTensor stands for this rank's part of the whole."""
+"""Tensors by name; of a DTensor, this rank holds its shards."""
 
 
 class CheckpointManager:
-    """The checkpoints of one run in `directory`. Every method but `stage` is called by all ranks, in the same order.
+    """The checkpoints of one run in `directory`. Every method but `stage` is collective.
 
-    A rank that fails makes all fail, with CheckpointError: nobody goes on believing in a checkpoint that is not there.
+    Where one rank fails, all raise CheckpointError, so that none relies on a checkpoint that does not exist.
     """
 
     def __init__(self, directory: Path, model: str, retention: Retention, ranks: RankGroup) -> None:
@@ -70,13 +70,13 @@ class CheckpointManager:
         self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
 
     def stage(self, state: State) -> State:
-        """A copy on the CPU, with the state of the random generator. The memory is used again by the next call, which
-        must not come before `save` of this one has returned."""
+        """A copy of `state` on the CPU, with this rank's random generator. Its memory is reused by the next call, which
+        must not come before `save` of this copy has returned."""
         staged: Any = self._stager.stage(dict(state))
         return {**staged, f"{_RNG}.{self._ranks.rank}": torch.get_rng_state()}
 
     def save(self, position: Position, staged: State) -> None:
-        """Write `staged` as `step-N`, then delete what the retention does not keep. Blocking."""
+        """Write `staged` as `step-N`, then delete what `retention` does not keep. Blocking; CheckpointError."""
         final = self._directory / f"step-{position.step}"
         writer = Writer(
             final.with_suffix(".tmp"),
@@ -86,7 +86,7 @@ class CheckpointManager:
             partial(self._complete, final, position),
         )
         planner = Planner(self._ranks.rank, self._exchange)
-        # Without its own collectives, which are pickles: planner and writer exchange what is to be exchanged.
+        # DCP's own collectives exchange pickles; planner and writer exchange MessagePack and JSON instead.
         save(
             dict(staged),
             storage_writer=writer,
@@ -96,31 +96,30 @@ class CheckpointManager:
         )
 
     def newest(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint that is whole, or None; each rank checks the digests of its share of the files.
+        """The newest intact checkpoint, or None; each rank verifies the digests of its share of the files.
 
-        CheckpointError: there are checkpoints and none of them is whole. ForeignCheckpointError: of another model.
+        CheckpointError: there are checkpoints, and none is intact. ForeignCheckpointError: of another run or model.
         """
         faults = []
         for name in self._all_ranks(self._candidates)[0].decode().split():
             path = self._directory / name
-            said = self._exchange(self._judge(path))
-            verdicts = [msgspec.json.decode(part, type=_Verdict) for part in said]
-            fault = next((verdict.fault for verdict in verdicts if verdict.fault), None)
+            reports = [msgspec.json.decode(part, type=_Verification) for part in self._exchange(self._verify(path))]
+            fault = next((report.fault for report in reports if report.fault), None)
             if fault is None:
-                # The manifest that rank 0 verified, and not whatever the file holds by now.
-                manifest = verdicts[0].manifest
+                # The manifest as rank 0 verified it, not as the file is by now.
+                manifest = reports[0].manifest
                 assert manifest is not None
                 _require_own(path, manifest, self._model)
                 return path, manifest
-            logger.warning("passes over a damaged checkpoint and looks for the one before it: %s", fault)
+            logger.warning("skips a damaged checkpoint and tries the one before it: %s", fault)
             faults.append(fault)
             self._damaged.add(_step(path))
         if faults:
-            raise CheckpointError(f"no checkpoint is whole: {'; '.join(faults)}")
+            raise CheckpointError(f"no checkpoint is intact: {'; '.join(faults)}")
         return None
 
     def load(self, path: Path, manifest: Manifest, state: State) -> None:
-        """Fill `state` in place, and this rank's random generator (as rank 0's where it had no predecessor).
+        """Fill `state` in place, and this rank's random generator (rank 0's where the checkpoint has none for it).
 
         CheckpointError: names or shapes differ, or a file cannot be read.
         """
@@ -135,16 +134,16 @@ class CheckpointManager:
         return self._ranks.exchange(data, self._ranks.background)
 
     def _all_ranks(self, work: Callable[[], bytes]) -> list[bytes]:
-        """Run `work` on every rank and exchange what it returns; the first failure, by rank, is everyone's."""
+        """Run `work` on every rank and exchange the results; all raise the failure of the lowest failing rank."""
         try:
             outcome = b"+" + work()
         except (OSError, SafetensorError, CheckpointError) as error:
             outcome = b"-" + _sentence(error, self._directory).encode()
         outcomes = self._exchange(outcome)
-        for rank, said in enumerate(outcomes):
-            if said.startswith(b"-"):
-                raise CheckpointError(f"rank {rank}: {said[1:].decode()}")
-        return [said[1:] for said in outcomes]
+        for rank, each in enumerate(outcomes):
+            if each.startswith(b"-"):
+                raise CheckpointError(f"rank {rank}: {each[1:].decode()}")
+        return [each[1:] for each in outcomes]
 
     def _clear(self, unfinished: Path) -> bytes:
         if self._ranks.rank == 0:
@@ -167,50 +166,50 @@ class CheckpointManager:
             written.rename(final)
             reach("checkpoint.renamed")
             sync(self._directory)
-            steps = {_step(path): path for path in _complete_ones(self._directory)}
+            steps = {_step(path): path for path in _complete_checkpoints(self._directory)}
             self._damaged.discard(position.step)
             for step in self._retention.dropped(list(steps), self._damaged):
                 shutil.rmtree(steps[step])
         return b""
 
     def _candidates(self) -> bytes:
-        """Newest first, as rank 0 sees them."""
-        found = _complete_ones(self._directory) if self._ranks.rank == 0 else []
+        """Names of the complete checkpoints, newest first, as rank 0 sees them; empty on other ranks."""
+        found = _complete_checkpoints(self._directory) if self._ranks.rank == 0 else []
         return " ".join(path.name for path in found).encode()
 
-    def _judge(self, path: Path) -> bytes:
-        """What this rank says of the checkpoint, after it has checked its share."""
+    def _verify(self, path: Path) -> bytes:
+        """Verify this rank's share of a checkpoint's files; the encoded `_Verification`."""
         manifest = None
         try:
             manifest = read_manifest(path)
             for file in manifest.files[self._ranks.rank :: self._ranks.world]:
                 check_file(path, file)
         except (CheckpointError, OSError) as error:
-            return msgspec.json.encode(_Verdict(manifest, str(error)))
-        return msgspec.json.encode(_Verdict(manifest, None))
+            return msgspec.json.encode(_Verification(manifest, str(error)))
+        return msgspec.json.encode(_Verification(manifest, None))
 
 
-class _Verdict(msgspec.Struct, frozen=True):
+class _Verification(msgspec.Struct, frozen=True):
     manifest: Manifest | None
     fault: str | None
 
 
 def fingerprint(stored: Mapping[str, tuple[int, ...]]) -> str:
-    """The model's identity in checkpoints: the names and shapes of its tensors, wherever its directory lies."""
+    """The model's identity in checkpoints: a digest of its tensors' names and shapes, whatever its directory."""
     return hashlib.blake2b(msgspec.json.encode(sorted(stored.items())), digest_size=8).hexdigest()
 
 
 def refuse_foreign(directory: Path, model: str) -> None:
     """ForeignCheckpointError: the newest checkpoint with a readable manifest is of another run or model.
 
-    For each rank alone, before they meet: found by all of them together, the first to end of it would be to the others
-    a rank that is gone, and their word against the user's mistake.
+    Each rank checks it before the rendezvous. Found afterwards, the first rank to end of it would be reported by the
+    others as a failed rank, which hides the user's mistake.
     """
-    for path in _complete_ones(directory):
+    for path in _complete_checkpoints(directory):
         try:
             manifest = read_manifest(path)
         except (CheckpointError, OSError):
-            # Whether there is a whole one is for all ranks together to judge.
+            # Whether one is intact is decided later, by all ranks together.
             continue
         _require_own(path, manifest, model)
         return
@@ -231,13 +230,17 @@ def _fill(path: Path, manifest: Manifest, state: dict[str, Tensor]) -> bytes:
     }
     if ours != theirs:
         differing = sorted(name for name, _ in set(ours.items()) ^ set(theirs.items()))
-        raise CheckpointError(f"checkpoint {path} and the model differ in {len(differing)} tensors, as {differing[0]}")
+        raise CheckpointError(
+            f"checkpoint {path} and the model differ in {len(differing)} tensors, among them {differing[0]}"
+        )
     for name, tensor in state.items():
         if manifest.elements(name) != tensor.numel():
-            raise CheckpointError(f"checkpoint {path} holds {manifest.elements(name)} of {tensor.numel()} of {name}")
+            raise CheckpointError(
+                f"checkpoint {path} holds {manifest.elements(name)} of the {tensor.numel()} elements of {name}"
+            )
     reader = Reader(path, manifest)
     planner: Any = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    # What dcp.load does, but for its collectives, which are pickles.
+    # What dcp.load does, without its collectives, which exchange pickles.
     planner.set_up_planner(state, reader.read_metadata(), is_coordinator=True)
     reader.read_data(planner.create_local_plan(), planner).wait()
     return b""
@@ -251,8 +254,8 @@ def _forms(metadata: Metadata) -> dict[str, TensorForm]:
     return forms
 
 
-def _complete_ones(directory: Path) -> list[Path]:
-    """Complete checkpoints, newest first; those still being written have another name."""
+def _complete_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, newest first; one that is still being written ends in `.tmp`."""
     if not directory.is_dir():
         return []
     return sorted((path for path in directory.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)

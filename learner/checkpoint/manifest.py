@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself: a file of JSON that is written last, under its own digest.
+"""A checkpoint's manifest: JSON under its own digest, written last.
 
-torch.distributed.checkpoint keeps this as a pickle, and an untrusted pickle is a program.
+torch.distributed.checkpoint keeps its metadata as a pickle, and loading an untrusted pickle runs a program.
 """
 
 import hashlib
@@ -27,8 +27,14 @@ FORMAT: Final = 2
 
 
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where training is: `step` batches done (= weights version), `updates` of the optimizer (it counts them to correct
-    its moments' bias), the next batch number, and the offset on `batches` from which it is to be looked for."""
+    """Where training stands.
+
+    Attributes:
+        step: batches trained, which is the weights version.
+        updates: optimizer updates, by whose count Adam corrects the bias of its moments.
+        next_batch: number of the next batch.
+        offset: offset on `batches` at or before that batch.
+    """
 
     step: int = 0
     updates: int = 0
@@ -37,21 +43,21 @@ class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A box of a tensor: where it begins, and how much of each dimension it holds."""
+    """A box of a tensor: its offset and its size in each dimension."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
 
 class TensorForm(msgspec.Struct, frozen=True):
-    """A whole tensor's shape, and its dtype by torch's name."""
+    """A whole tensor's shape, and its dtype by torch's name, as "torch.float32"."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class ShardFile(msgspec.Struct, frozen=True):
-    """One rank's file: its size in bytes, its digest, and the chunk it holds of each tensor."""
+    """One rank's file: its size in bytes, its blake2b-256 digest, and the chunk that it holds of each tensor."""
 
     name: str
     size: int
@@ -60,7 +66,7 @@ class ShardFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`model` names the run and the model that the tensors belong to."""
+    """All that a checkpoint holds; `model` identifies the run and the model that the tensors belong to."""
 
     format: Annotated[int, msgspec.Meta(ge=FORMAT, le=FORMAT)]
     model: str
@@ -69,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: tuple[ShardFile, ...]
 
     def metadata(self) -> Metadata:
-        """The same for torch.distributed.checkpoint; its `storage_data` says which file holds a chunk."""
+        """The same as torch.distributed.checkpoint's metadata; `storage_data` maps each chunk to its file."""
         chunks: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in self.tensors}
         places: dict[MetadataIndex, str] = {}
         for file in self.files:
@@ -83,7 +89,7 @@ class Manifest(msgspec.Struct, frozen=True):
         return Metadata(stored, storage_data=places)
 
     def elements(self, name: str) -> int:
-        """How many elements of a tensor its chunks hold together."""
+        """Number of elements that all chunks of a tensor hold together."""
         return sum(math.prod(file.chunks[name].sizes) for file in self.files if name in file.chunks)
 
 
@@ -93,7 +99,7 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write and fsync it. OSError."""
+    """Write and fsync the manifest. OSError."""
     body = msgspec.json.encode(manifest)
     path = directory / MANIFEST
     path.write_bytes(msgspec.json.encode(_Sealed(_digest(body), msgspec.Raw(body))))
@@ -129,10 +135,10 @@ def digest_of(path: Path) -> str:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The dtype of torch's own name for it, as "torch.float32". CheckpointError: there is none."""
+    """The dtype by torch's own name, as "torch.float32". CheckpointError: there is no such dtype."""
     dtype = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"checkpoint names a dtype {name!r} that torch has not")
+        raise CheckpointError(f"checkpoint names a dtype {name!r} that torch does not have")
     return dtype
 
 

@@ -1,8 +1,8 @@
 """torch.distributed.checkpoint's planner and storage, without its pickles.
 
-DCP decides what each rank writes (replicas once, DTensors of any mesh) and where a rank finds what it reads, on
-whatever number of ranks. What differs from its own file system storage: plans travel as MessagePack and tensors lie in
-safetensors where DCP pickles, every file has a digest and is fsynced, and a failure of one rank is everyone's.
+DCP plans what each rank writes (replicas once, DTensors of any mesh) and where each rank finds what it reads, for any
+number of ranks. Unlike its own file system storage, this one exchanges plans as MessagePack and stores tensors as
+safetensors where DCP pickles, digests and fsyncs every file, and reports one rank's failure to all ranks.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,11 @@ Exchange = Callable[[bytes], list[bytes]]
 """Every rank's bytes, in rank order."""
 
 AllRanks = Callable[[Callable[[], bytes]], list[bytes]]
-"""Run something on every rank and exchange what it returns; a failure of one is everyone's."""
+"""Runs a function on every rank and exchanges the results; where one rank fails, all raise CheckpointError."""
 
 
 class _Item(msgspec.Struct, frozen=True):
-    """A WriteItem on its way to the other ranks."""
+    """DCP's WriteItem in the form that ranks exchange."""
 
     name: str
     chunk: Chunk
@@ -50,7 +50,7 @@ class _Item(msgspec.Struct, frozen=True):
 
 
 class Planner(DefaultSavePlanner):
-    """DCP's own planner; every rank gathers the ranks' plans and draws the same global plan from them."""
+    """DCP's own planner, without a coordinator: every rank gathers all plans and makes the same global plan of them."""
 
     def __init__(self, rank: int, exchange: Exchange) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -58,20 +58,21 @@ class Planner(DefaultSavePlanner):
         self._exchange = exchange
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """DCP gives this rank's own plan alone, and takes its part of the global one."""
+        """Given this rank's local plan alone, this rank's part of the global plan, and the global metadata."""
         own = [_item(item) for item in all_plans[0].items]
-        said = self._exchange(msgspec.msgpack.encode(own))
+        encoded = self._exchange(msgspec.msgpack.encode(own))
         plans = [
-            SavePlan([_write_item(item) for item in msgspec.msgpack.decode(part, type=list[_Item])]) for part in said
+            SavePlan([_write_item(item) for item in msgspec.msgpack.decode(part, type=list[_Item])]) for part in encoded
         ]
         planned, metadata = super().create_global_plan(plans)
         return [planned[self._rank]], metadata
 
 
 class Writer(StorageWriter):
-    """Writes this rank's file `rank-N.safetensors` into `directory`, and has `complete` called when all have.
+    """Writes this rank's file `rank-N.safetensors` into `directory`.
 
-    `prepare` and `complete` run on every rank, and are given (directory) and (directory, metadata, files).
+    `prepare(directory)` is called on every rank before any writes, and `complete(directory, metadata, files)` on every
+    rank once all have written.
     """
 
     def __init__(
@@ -90,35 +91,35 @@ class Writer(StorageWriter):
         self._written: tuple[ShardFile, ...] = ()
 
     def reset(self, checkpoint_id: str | PathLike[str] | None = None) -> None:
-        """Nothing is kept from one checkpoint to the next."""
+        """Does nothing: a writer is for one checkpoint."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Make the directory. CheckpointError."""
+        """Call `prepare` on every rank. CheckpointError: it failed on one of them."""
         self._all_ranks(lambda: self._prepare(self._directory))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """As it is."""
+        """The plan, unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """As they are."""
+        """The plans, unchanged."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Blocking. CheckpointError: this rank or another one could not."""
-        said = self._all_ranks(lambda: msgspec.json.encode(self._write(plan, planner)))
-        self._written = tuple(msgspec.json.decode(part, type=ShardFile) for part in said)
+        """Write and fsync this rank's file. Blocking and collective; CheckpointError: a rank could not."""
+        encoded = self._all_ranks(lambda: msgspec.json.encode(self._write(plan, planner)))
+        self._written = tuple(msgspec.json.decode(part, type=ShardFile) for part in encoded)
         results: Future[list[WriteResult]] = Future()
         results.set_result([])
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Every rank's file is on the disk. CheckpointError."""
+        """Call `complete` on every rank. CheckpointError: it failed on one of them."""
         self._all_ranks(lambda: self._complete(self._directory, metadata, self._written))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
-        """It is made by `CheckpointManager` and never found by its name."""
+        """False: `CheckpointManager` makes this object, and DCP never finds it by an id."""
         return False
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> ShardFile:
@@ -147,21 +148,21 @@ class Reader(StorageReader):
         self._metadata = manifest.metadata()
 
     def reset(self, checkpoint_id: str | PathLike[str] | None = None) -> None:
-        """Nothing to forget."""
+        """Does nothing: a reader is for one checkpoint."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What the manifest said when it was verified."""
+        """The metadata of the verified manifest."""
         return self._metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up."""
+        """Does nothing."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """As it is."""
+        """The plan, unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """As they are."""
+        """The plans, unchanged."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -185,7 +186,7 @@ class Reader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | PathLike[str]) -> bool:
-        """It is made by `CheckpointManager` and never found by its name."""
+        """False: `CheckpointManager` makes this object, and DCP never finds it by an id."""
         return False
 
 

@@ -414,12 +414,12 @@ async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_p
     watching = asyncio.create_task(watcher.run())
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
-        feed = BatchLoader(
+        loader = BatchLoader(
             service, LoaderConfig(0, 1, ModelShape(64, 256, LAYERS, TOP_K, EXPERTS), 10.0), offset=0, next_batch=0
         )
-        service.spawn(feed.fill(), "feed")
+        service.spawn(loader.fill(), "batch loader")
         for _ in range(plans):
-            batch = await feed.next()
+            batch = await loader.next()
             assert batch is not None
             trained |= {sequence.rollout_id for micro in batch.micro_batches for sequence in micro}
             rejected |= {Ref(*refusal.rollout): refusal.reason for refusal in batch.rejected}

@@ -1,4 +1,4 @@
-"""A record of the log becomes a sequence to train on, or is refused; nothing in it raises anything else."""
+"""A record of the log becomes a sequence to train on, or is rejected; no record raises anything else."""
 
 from pathlib import Path
 

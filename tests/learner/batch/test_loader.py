@@ -1,4 +1,4 @@
-"""The feed gives each batch number once and in order, whoever else writes to the topic, and ends where one is lost."""
+"""The loader yields each batch number once, in order, whoever else writes to the topic, and fails where one is lost."""
 
 import asyncio
 import gc
@@ -45,8 +45,8 @@ LONG = ModelShape(vocabulary=32, max_tokens=32_768, moe_layers=60, top_k=8, expe
 LIMIT_MS = 10.0
 """To read one body of 15.7 MB with its digest takes 15 ms of CPU, to check it 40; handing them over takes 2."""
 
-READING = LoaderConfig(rank=1, world=2, shape=ModelShape(32, 64, 2, 2, 4), timeout_s=5.0)
-FIRST_RANK = replace(READING, rank=0)
+SECOND_RANK = LoaderConfig(rank=1, world=2, shape=ModelShape(32, 64, 2, 2, 4), timeout_s=5.0)
+FIRST_RANK = replace(SECOND_RANK, rank=0)
 
 
 def plan(batch: int, token_budget: int = 1) -> Output:
@@ -80,11 +80,11 @@ async def write(service: ServiceContext, *outputs: Output) -> None:
             await writer.write(output)
 
 
-async def test_a_number_comes_once_and_drops_are_passed_over(service: ServiceContext) -> None:
+async def test_a_number_comes_once_and_drops_are_skipped(service: ServiceContext) -> None:
     await write(service, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
-    feed = BatchLoader(service, READING, offset=0, next_batch=0)
-    service.spawn(feed.fill(), "feed")
-    batches = [await feed.next() for _ in range(3)]
+    loader = BatchLoader(service, SECOND_RANK, offset=0, next_batch=0)
+    service.spawn(loader.fill(), "batch loader")
+    batches = [await loader.next() for _ in range(3)]
     assert [batch.plan.batch for batch in batches if batch] == [0, 1, 2]
     assert batches[1] is not None and batches[1].plan.token_budget == 10
     assert batches[1].micro_batches == ((),) and batches[1].rejected == ()
@@ -128,15 +128,15 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceConte
         time_s=0.0,
     )  # fmt: skip
     await write(service, Output("batches", planned))
-    feed = BatchLoader(service, LoaderConfig(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
+    loader = BatchLoader(service, LoaderConfig(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
     watch = Watch()
-    # What the tests before have left behind is not walked through meanwhile; a service collects rarely.
+    # Garbage of earlier tests must not be collected meanwhile; a service collects rarely.
     gc.collect()
     gc.disable()
     try:
         watching = asyncio.create_task(watch.run())
-        service.spawn(feed.fill(), "feed")
-        batch = await feed.next()
+        service.spawn(loader.fill(), "batch loader")
+        batch = await loader.next()
         watching.cancel()
     finally:
         gc.enable()
@@ -145,26 +145,26 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceConte
     assert watch.worst.cpu_ms < LIMIT_MS, watch.worst
 
 
-async def test_it_goes_on_where_the_checkpoint_says(service: ServiceContext) -> None:
+async def test_it_resumes_at_the_checkpoints_position(service: ServiceContext) -> None:
     await write(service, plan(0), plan(1), plan(2))
-    feed = BatchLoader(service, READING, offset=1, next_batch=2)
-    service.spawn(feed.fill(), "feed")
-    batch = await feed.next()
+    loader = BatchLoader(service, SECOND_RANK, offset=1, next_batch=2)
+    service.spawn(loader.fill(), "batch loader")
+    batch = await loader.next()
     assert batch is not None and batch.plan.batch == 2 and batch.record.offset == 2
 
 
-async def letters(service: ServiceContext) -> list[Ref]:
+async def dead_letter_sources(service: ServiceContext) -> list[Ref]:
     records = await read_to_end(service.log, {("dead-letters", 0): None})
     return [event.source for event in map(decode, (r.value for r in records)) if isinstance(event, DeadLetter)]
 
 
-async def given(feed: BatchLoader, count: int) -> list[int]:
-    """The numbers of the next batches; the feed's own error where it ends."""
+async def given(loader: BatchLoader, count: int) -> list[int]:
+    """The numbers of the next batches; the loader's own error where it fails."""
     numbers: list[int] = []
-    filling = asyncio.ensure_future(feed.fill())
+    filling = asyncio.ensure_future(loader.fill())
     async with asyncio.timeout(60):
         while len(numbers) < count:
-            getting = asyncio.ensure_future(feed.next())
+            getting = asyncio.ensure_future(loader.next())
             await asyncio.wait([getting, filling], return_when=asyncio.FIRST_COMPLETED)
             if filling.done():
                 getting.cancel()
@@ -177,34 +177,34 @@ async def given(feed: BatchLoader, count: int) -> list[int]:
     return numbers
 
 
-async def test_a_number_that_the_batcher_cannot_have_come_to_is_passed_over(service: ServiceContext) -> None:
-    """Whoever wrote it, and however often: the run goes on, and one letter a record keeps it."""
+async def test_a_number_that_the_batcher_cannot_have_reached_is_skipped(service: ServiceContext) -> None:
+    """Whoever wrote it, and however often: the run continues, and each record becomes one dead letter."""
     await write(service, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
     assert await given(BatchLoader(service, FIRST_RANK, offset=0, next_batch=0), 4) == [0, 1, 2, 3]
-    assert await letters(service) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
+    assert await dead_letter_sources(service) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
 
 
-async def test_one_rank_writes_the_letters(service: ServiceContext) -> None:
+async def test_one_rank_writes_the_dead_letters(service: ServiceContext) -> None:
     await write(service, plan(7), plan(0))
-    assert await given(BatchLoader(service, READING, offset=0, next_batch=0), 1) == [0]
-    assert await letters(service) == []
+    assert await given(BatchLoader(service, SECOND_RANK, offset=0, next_batch=0), 1) == [0]
+    assert await dead_letter_sources(service) == []
 
 
-async def test_a_batcher_that_goes_on_without_a_batch_ends_the_run(service: ServiceContext) -> None:
-    """Two in a row are no stranger's: waiting for what is left out would be for ever."""
+async def test_a_batcher_that_continues_without_a_batch_ends_the_run(service: ServiceContext) -> None:
+    """Two consecutive numbers are the batcher's: waiting for the one it left out would last indefinitely."""
     await write(service, plan(0), plan(2), dropped(), plan(3))
-    feed = BatchLoader(service, READING, offset=0, next_batch=0)
+    loader = BatchLoader(service, SECOND_RANK, offset=0, next_batch=0)
     with pytest.raises(ConfigurationError, match=r"batch 3 at batches/0@3 follows batch 0 .*has lost batch 1"):
-        await feed.fill()
+        await loader.fill()
 
 
 async def test_a_batch_that_retention_deleted_ends_the_run(service: ServiceContext) -> None:
     await write(service, plan(0), plan(1), plan(2))
     with Admin(service.run_context.bootstrap) as admin:
         admin.delete_records({TopicPartition(service.log.full("batches"), 0): 2})
-    feed = BatchLoader(service, READING, offset=1, next_batch=1)
+    loader = BatchLoader(service, SECOND_RANK, offset=1, next_batch=1)
     with pytest.raises(ConfigurationError, match=r"batch 2 at batches/0@2 .*retention has deleted.* lost batch 1"):
-        await feed.fill()
+        await loader.fill()
 
 
 async def test_a_reader_that_is_stuck_ends_the_service(
@@ -224,18 +224,18 @@ async def test_a_reader_that_is_stuck_ends_the_service(
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(StreamsError, match="batches/0 ends at 1 and is read no further than 0"):
         async with asyncio.timeout(60):
-            await BatchLoader(service, READING, offset=0, next_batch=0).fill()
+            await BatchLoader(service, SECOND_RANK, offset=0, next_batch=0).fill()
 
 
 async def test_a_log_that_ends_before_the_checkpoint_is_another_one(service: ServiceContext) -> None:
     await write(service, plan(0))
     with pytest.raises(LostBatchError, match="stands at offset 5 of batches and the log ends at 1"):
-        await BatchLoader(service, READING, offset=5, next_batch=5).fill()
+        await BatchLoader(service, SECOND_RANK, offset=5, next_batch=5).fill()
 
 
 async def test_a_wait_is_named_and_ends_with_the_service(service: ServiceContext) -> None:
-    feed = BatchLoader(service, READING, offset=0, next_batch=7)
-    waiting = asyncio.create_task(feed.next())
+    loader = BatchLoader(service, SECOND_RANK, offset=0, next_batch=7)
+    waiting = asyncio.create_task(loader.next())
     await asyncio.sleep(0)
     assert any(line.startswith("waits for batch 7 since") for line in service.waits(0.0))
     service.stopping.set()

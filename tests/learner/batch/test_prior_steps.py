@@ -1,4 +1,4 @@
-"""What the log says of steps that are done again: each is counted once, however often it was told."""
+"""What the log holds of steps that are done again: each counts once, however often it was published."""
 
 import uuid
 from pathlib import Path
@@ -44,8 +44,8 @@ async def log(log_broker: Broker, tmp_path: Path) -> Log:
     return Log(LogSettings(context.bootstrap, context.run, PARTITIONS), "test")
 
 
-async def tell(log: Log, outputs: list[Output], junk: int = 0) -> None:
-    """Write `outputs`, and then on both topics what is no event."""
+async def publish(log: Log, outputs: list[Output], junk: int = 0) -> None:
+    """Write `outputs`, and then undecodable records on both topics."""
     async with Writer(log) as writer:
         for output in outputs:
             await writer.write(output)
@@ -58,8 +58,8 @@ async def tell(log: Log, outputs: list[Output], junk: int = 0) -> None:
 
 
 @pytest.mark.parametrize("again", [[], [step(2, "b"), weights(2)], [step(2, "b"), weights(2), step(2, "b"), step(3)]])
-async def test_a_step_told_again_changes_nothing(log: Log, again: list[Output]) -> None:
-    await tell(log, [*FIRST, *again])
+async def test_a_re_published_step_changes_nothing(log: Log, again: list[Output]) -> None:
+    await publish(log, [*FIRST, *again])
     assert await read_prior_steps(log, next_batch=1, unsaved=3) == PriorSteps(
         published=3, rejected={"b": "lost", "c": "lost"}
     )
@@ -68,19 +68,19 @@ async def test_a_step_told_again_changes_nothing(log: Log, again: list[Output]) 
 async def test_what_was_rejected_is_found_behind_junk(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learner.batch.prior_steps._STEPS_TAIL", 5)
     monkeypatch.setattr("learner.batch.prior_steps._WEIGHTS_TAIL", 5)
-    await tell(log, FIRST, junk=200)
+    await publish(log, FIRST, junk=200)
     assert await read_prior_steps(log, next_batch=1, unsaved=3) == PriorSteps(
         published=3, rejected={"b": "lost", "c": "lost"}
     )
 
 
 @pytest.mark.parametrize("unsaved", [4, 100])
-async def test_what_a_life_has_done_beyond_its_checkpoint_is_found_behind_the_next_life(
+async def test_steps_beyond_a_checkpoint_are_found_behind_those_of_the_next_process(
     log: Log, monkeypatch: pytest.MonkeyPatch, unsaved: int
 ) -> None:
-    """A first life did batches 0 to 23 and had saved 20; a second began there, did two, saved, and died."""
+    """One process did batches 0 to 23 and had saved 20; a second resumed there, did two, saved, and was killed."""
     monkeypatch.setattr("learner.batch.prior_steps._STEPS_TAIL", 1)
     first = [step(number + 1, f"r{number}") for number in range(24)]
     again = [step(21, "r20"), step(22, "r21")]
-    await tell(log, [*first, *again])
+    await publish(log, [*first, *again])
     assert set((await read_prior_steps(log, next_batch=22, unsaved=unsaved)).rejected) == {"r22", "r23"}

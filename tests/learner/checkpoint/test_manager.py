@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and any number of ranks reads them."""
+"""Checkpoints are complete or absent, and any number of ranks reads them."""
 
 import re
 from pathlib import Path
@@ -21,18 +21,18 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert two_ranks[0]["resume"]["position"] == two_ranks[1]["resume"]["position"] == [2, 4, 2, 17]
 
 
-def test_one_rank_goes_on_from_what_two_left(learner_directory: Path, one_rank: dict[str, Any]) -> None:
+def test_one_rank_resumes_a_checkpoint_of_two(learner_directory: Path, one_rank: dict[str, Any]) -> None:
     assert one_rank["resume_from_2"]["position"] == [2, 4, 2, 17]
     close(learner_directory / "from-2-by-1.safetensors", learner_directory / "weights-1.safetensors")
 
 
-def test_two_ranks_go_on_from_what_one_left(
+def test_two_ranks_resume_a_checkpoint_of_one(
     learner_directory: Path, two_ranks_after_others: list[dict[str, Any]]
 ) -> None:
     close(learner_directory / "from-1-by-2.safetensors", learner_directory / "weights-2.safetensors")
 
 
-def test_four_ranks_go_on_from_what_two_left(learner_directory: Path, four_ranks: list[dict[str, Any]]) -> None:
+def test_four_ranks_resume_a_checkpoint_of_two(learner_directory: Path, four_ranks: list[dict[str, Any]]) -> None:
     close(learner_directory / "from-2-by-4.safetensors", learner_directory / "weights-2.safetensors")
 
 
@@ -62,12 +62,12 @@ def close(path: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=1e-5)
 
 
-def test_old_ones_are_deleted_and_a_damaged_one_is_passed_over(two_ranks: list[dict[str, Any]]) -> None:
+def test_old_checkpoints_are_deleted_and_a_damaged_one_is_skipped(two_ranks: list[dict[str, Any]]) -> None:
     assert two_ranks[0]["damage"]["kept"] == ["step-2", "step-3"]
     assert [said["damage"]["taken"] for said in two_ranks] == ["step-2", "step-2"]
 
 
-SPOILT = {
+DAMAGES = {
     "bit flip": r"rank-1\.safetensors differs from its digest [0-9a-f]{16}…",
     "truncation": r"rank-1\.safetensors has 1000 bytes and not \d+",
     "missing file": r"rank-1\.safetensors is missing",
@@ -76,35 +76,35 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILT)
-def test_a_spoilt_checkpoint_is_passed_over_in_so_many_words(two_ranks: list[dict[str, Any]], how: str) -> None:
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_skipped_with_its_fault_in_the_log(two_ranks: list[dict[str, Any]], how: str) -> None:
     for said in two_ranks:
         taken, (line,) = said["damages"][how]
         assert taken == "step-1"
-        assert line.startswith("passes over a damaged checkpoint and looks for the one before it: checkpoint")
-        assert re.search(SPOILT[how], line), line
+        assert line.startswith("skips a damaged checkpoint and tries the one before it: checkpoint")
+        assert re.search(DAMAGES[how], line), line
         assert said["damages"][f"{how}, written anew"][0] == "step-2"
 
 
 @given(st.sets(st.integers(1, 200)), st.integers(1, 5), st.integers(0, 20))
-def test_the_newest_are_kept_and_now_and_then_one_for_good(steps: set[int], last: int, every: int) -> None:
+def test_the_newest_and_the_periodic_checkpoints_are_kept(steps: set[int], last: int, every: int) -> None:
     dropped = set(Retention(last, every).dropped(list(steps)))
     kept = steps - dropped
     assert set(sorted(steps)[-last:]) <= kept
     assert kept - set(sorted(steps)[-last:]) == {step for step in sorted(steps)[:-last] if every and step % every == 0}
 
 
-def test_a_damaged_checkpoint_takes_no_whole_ones_place() -> None:
+def test_a_damaged_checkpoint_does_not_count_as_kept() -> None:
     keep = Retention(last=2)
-    assert keep.dropped([10, 11, 12, 13], damaged={12, 13}) == [], "went on from 10, and 11 was written"
-    assert keep.dropped([10, 11, 12, 13], damaged={13}) == [10], "12 was written anew"
-    assert keep.dropped([11, 12, 13, 14], damaged={13}) == [11, 13], "past it"
+    assert keep.dropped([10, 11, 12, 13], damaged={12, 13}) == [], "resumed from 10, then wrote 11"
+    assert keep.dropped([10, 11, 12, 13], damaged={13}) == [10], "12 was rewritten"
+    assert keep.dropped([11, 12, 13, 14], damaged={13}) == [11, 13], "a newer intact one exists"
     assert keep.dropped([12, 13], damaged={12, 13}) == []
 
 
-def test_every_rank_says_so_if_none_is_whole(two_ranks: list[dict[str, Any]]) -> None:
+def test_every_rank_reports_that_no_checkpoint_is_intact(two_ranks: list[dict[str, Any]]) -> None:
     for said in two_ranks:
-        assert "no checkpoint is whole" in said["damage"]["complaint"]
+        assert "no checkpoint is intact" in said["damage"]["complaint"]
         assert "differs from its digest" in said["damage"]["complaint"]
         assert "no readable manifest.json" in said["damage"]["complaint"]
 
