@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from learner.batch.decode import to_rollout
 from learner.errors import LostBatchError, RejectedSequenceError
-from learner.model.packed_row import Rollout, assign
+from learner.model.packed_row import Rollout, assign_micro_batches
 from learner.model.policy import ModelShape
 from schemas import BatchPlanned, PlannedSequence, Ref, Rejected, UndecodableError, decode
 from streams.errors import DeadlineError, MissingRecordError
@@ -154,7 +154,7 @@ class BatchLoader:
 
     async def _load(self, plan: BatchPlanned, record: Record, fetcher: RecordFetcher, writer: Writer) -> LoadedBatch:
         started = time.monotonic()
-        own = assign(plan.ranks, self._config.world)[self._config.rank]
+        own = assign_micro_batches(plan.ranks, self._config.world)[self._config.rank]
         wanted = [plan.sequences[index] for micro in own for index in micro]
         rejected = {
             sequence.rollout_id: self._config.rejected[sequence.rollout_id]

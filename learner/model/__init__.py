@@ -1,1 +1,1 @@
-"""The policy: sharded model, packed rows, attention, log-probs, FP8."""
+"""The policy: the sharded model, packed rows, attention, log-probs and FP8."""

@@ -1,8 +1,8 @@
-"""Attention within each sequence of a packed row, at the cost of the sequences and not of the row.
+"""Attention within each sequence of a packed row, whose cost is the sequences' and not the row's.
 
-A block-diagonal mask makes SDPA on a CPU compute all T² scores of a row of T tokens. Here sequences of like length are
-laid side by side, `[sequences, heads, longest, head_dim]`, and attend causally: Σ n² scores, at most four times that
-through the rounding of lengths to powers of two. Equal to attention sequence by sequence, whatever the packing.
+With a block-diagonal mask SDPA on a CPU computes all T² scores of a row of T tokens. Here sequences of similar length
+are batched, `[sequences, heads, longest, head_dim]`, and attend causally: Σ n² scores, and at most four times that,
+since lengths are rounded up to powers of two. The result equals attention one sequence at a time, however packed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,14 @@ PACKED: Final = "packed"
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of like length: where the row's tokens go in the padded layout `[sequences · longest]`, and back."""
+    """Sequences of similar length. With n tokens in total:
+
+    Attributes:
+        tokens: int64 `[n]`, the tokens' indices in the packed row.
+        places: int64 `[n]`, their indices in the padded layout `[sequences · longest]`.
+        sequences: number of sequences.
+        longest: tokens of the longest one.
+    """
 
     tokens: Tensor
     places: Tensor
@@ -30,15 +37,15 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Borders:
-    """The sequences of one packed row, sorted into buckets; `longest` in tokens."""
+class SequenceBoundaries:
+    """The sequences of one packed row, sorted into buckets; `longest`: tokens of the longest sequence."""
 
     buckets: tuple[Bucket, ...]
     longest: int
 
 
-def borders(lengths: Sequence[int], device: torch.device) -> Borders:
-    """The borders of a row that holds sequences of `lengths` (each at least 1) one after the other."""
+def sequence_boundaries(lengths: Sequence[int], device: torch.device) -> SequenceBoundaries:
+    """The boundaries in a packed row of consecutive sequences with `lengths` tokens (each at least 1)."""
     starts, total = [], 0
     for length in lengths:
         starts.append(total)
@@ -52,7 +59,7 @@ def borders(lengths: Sequence[int], device: torch.device) -> Borders:
         tokens = [torch.arange(starts[index], starts[index] + lengths[index]) for index in members]
         places = [torch.arange(lengths[index]) + place * longest for place, index in enumerate(members)]
         buckets.append(Bucket(torch.cat(tokens).to(device), torch.cat(places).to(device), len(members), longest))
-    return Borders(tuple(buckets), max(lengths))
+    return SequenceBoundaries(tuple(buckets), max(lengths))
 
 
 def packed_attention(
@@ -62,15 +69,18 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    packing: Borders | None = None,
+    packing: SequenceBoundaries | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `query` `[1, heads, T, d]`, `key`, `value` alike → `[1, T, heads, d_v]`.
+    """transformers' attention interface, in one dtype: `query` `[1, heads, T, d]`, `key` `[1, kv_heads, T, d]`, `value`
+    `[1, kv_heads, T, d_v]` → `[1, T, heads, d_v]`.
 
-    ModelError: a sliding window shorter than a sequence, which this implementation has not.
+    ModelError: the model has a sliding window shorter than a sequence, which is not implemented here.
     """
-    assert packing is not None and attention_mask is None, "the policy hands the borders down and no mask is made"
+    assert packing is not None and attention_mask is None, (
+        "the policy passes the sequence boundaries, and transformers makes no mask"
+    )
     if sliding_window is not None and packing.longest > sliding_window:
         raise ModelError(
             f"attention 'packed' has no sliding window, and a sequence of {packing.longest} tokens is longer than the "
@@ -83,7 +93,7 @@ def packed_attention(
         q, k, v = (_lay_out(states, bucket) for states in rows)
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        # Padding stands behind its sequence, so that the causal order alone keeps it out of every real token's sight.
+        # Padding follows its sequence, so causal attention alone keeps every real token from attending to it.
         attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         flat = attended.transpose(1, 2).flatten(0, 1)
         out = out.index_copy(0, bucket.tokens, flat.index_select(0, bucket.places))
@@ -91,17 +101,17 @@ def packed_attention(
 
 
 def _lay_out(states: Tensor, bucket: Bucket) -> Tensor:
-    """`[T, heads, d]` → `[sequences, heads, longest, d]`, zeros behind the shorter ones."""
+    """`[T, heads, d]` → `[sequences, heads, longest, d]`, shorter sequences padded with zeros."""
     padded = states.new_zeros(bucket.sequences * bucket.longest, *states.shape[1:])
     padded = padded.index_copy(0, bucket.places, states.index_select(0, bucket.tokens))
     return padded.view(bucket.sequences, bucket.longest, *states.shape[1:]).transpose(1, 2)
 
 
-def flash_borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """The borders of a row as flash attention's varlen kernel takes them (`FlashAttentionKwargs` of transformers).
+def flash_boundaries(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """The sequence boundaries as flash attention's varlen kernel takes them (transformers' `FlashAttentionKwargs`).
 
-    Told rather than left to be read off `position_ids`, which waits for the device in every layer. `deterministic`: its
-    backward otherwise adds in any order, which no setting of torch's notices.
+    Without them transformers derives them from `position_ids`, which synchronises with the device in every layer.
+    `deterministic`: otherwise the kernel's backward sums in any order, which torch's debug mode does not detect.
     """
     ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
     longest = max(lengths)
@@ -115,7 +125,7 @@ def flash_borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any
 
 
 def register() -> None:
-    """Make `attn_implementation="packed"` known to transformers; it gets no mask."""
+    """Register `attn_implementation="packed"` with transformers, which then makes no mask for it."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)

@@ -5,15 +5,15 @@ For hidden states h_t and head weight W, with z = W·h_t / temperature:
     logp_t = z_{y_t} − log Σ_v e^{z_v}            ∂logp/∂z_v = 1[v = y_t] − p_v
     H_t    = log Σ_v e^{z_v} − Σ_v p_v z_v        ∂H/∂z_v    = −p_v (log p_v + H_t)
 
-Both passes walk over tiles of some tokens by a block of the vocabulary, small enough to stay in the processor's cache,
-where a dense computation streams `[T, V]` through memory several times. Forward joins the blocks j of a token by the
+Both passes iterate over tiles of some tokens by a block of the vocabulary, small enough for the processor's cache,
+where a dense computation streams `[T, V]` through memory several times. Forward combines the blocks j of a token by the
 chain rule of entropy: with L_j = log Σ_{v∈j} e^{z_v}, H_j the entropy inside block j and w_j = e^{L_j − L},
 
     L = log Σ_j e^{L_j}            H = Σ_j w_j (H_j − log w_j)
 
-in which no term is negative, so that nothing cancels where the policy is certain; every L is kept as the largest logit
-and what is above it, so that the size of the logits costs no precision. Backward computes the logits of each
-tile again: four matrix products in place of the dense way's three, which the saved passes over memory pay for.
+in which no term is negative, so that nothing cancels where the policy is certain. Every L is kept as the largest logit
+and the remainder, so that large logits cost no precision. Backward recomputes the logits of each tile: four matrix
+products in place of the dense computation's three, which the saved passes over memory outweigh.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 _TILE: Final = {"cpu": (1024, 2048), "cuda": (4096, 16_384)}
-"""Tokens and vocabulary of a tile: what a CPU's cache holds; on CUDA what keeps its matrix units busy."""
+"""Tokens and vocabulary entries of a tile: what fits a CPU's cache; what keeps CUDA's matrix units busy."""
 
 
 def token_logprobs_and_entropy(
@@ -34,12 +34,12 @@ def token_logprobs_and_entropy(
     """log π(y_t) and the full-vocabulary entropy, both in nats; gradients of both reach `hidden` and `weight`.
 
     Args:
-        hidden: `[T, H]`, last hidden states, after the final norm; T may be 0.
+        hidden: `[T, H]`, any floating dtype, last hidden states, after the final norm; T may be 0.
         weight: `[V, H]`, the output head, same dtype and device. Under FSDP call this inside the forward of the module
             that owns the head, where the weight is whole (for a stock `lm_head`: replace its `forward`, not its call).
         targets: int64 `[T]`, the sampled tokens.
-        chunk_tokens: tokens of a tile at most. Working memory is two to three tiles, of 2 million elements at most on a
-            CPU and 64 million on CUDA, and for float32 sums the size of `hidden`'s gradient where it is narrower.
+        chunk_tokens: most tokens of one tile. Working memory is two to three tiles, each of at most 2 million
+            elements on a CPU and 64 million on CUDA; in 16 bits also a float32 copy of `hidden`'s gradient.
         temperature: the sampling temperature, so that logp is of the distribution that was sampled from.
 
     Returns:
@@ -47,7 +47,7 @@ def token_logprobs_and_entropy(
         loss does not read costs nothing in backward.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, a target is no token of the vocabulary, `weight` is a DTensor shard, or
+        ValueError: shapes or dtypes do not match, a target is outside the vocabulary, `weight` is a DTensor shard, or
             `chunk_tokens` or `temperature` is not positive.
     """
     _check(hidden, weight, targets, chunk_tokens, temperature)
@@ -90,8 +90,8 @@ class _TiledHead(torch.autograd.Function):
                 logits = tiles.logits(some, block)
                 token, inside = _inside(targets[some], block)
                 sampled[some].index_put_((token,), logits[token, inside])
-                _summarised(logits, tiles.beside(logits), tops[index], partitions[index], means[index])
-            highest[some], partition[some], entropy[some] = _joined(tops, partitions.log_(), means)
+                _summarise(logits, tiles.beside(logits), tops[index], partitions[index], means[index])
+            highest[some], partition[some], entropy[some] = _combine(tops, partitions.log_(), means)
         ctx.save_for_backward(hidden, weight, targets, highest, partition, entropy)
         ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
         ctx.set_materialize_grads(False)
@@ -109,8 +109,8 @@ class _TiledHead(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=tiles.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for block in tiles.vocabulary():
-            # Each tile's product is a sum of its own, joined in working precision whatever the weight's: added one by
-            # one to what the likely tokens have made, the many unlikely ones would be rounded away.
+            # Tiles are summed in working precision, whatever the weight's dtype: added to the likely tokens' large sum
+            # in 16 bits, the many small contributions of unlikely tokens would be rounded away.
             grad_block = torch.zeros_like(weight[block], dtype=tiles.dtype) if grad_weight is not None else None
             for some in tiles.tokens():
                 logp = tiles.logits(some, block).sub_(highest[some, None]).sub_(partition[some, None])
@@ -131,9 +131,9 @@ class _TiledHead(torch.autograd.Function):
 
 
 class _Tiles:
-    """The tiles of a `[T, V]` matrix of logits and the memory that one of them at a time is computed in.
+    """The tiles of a `[T, V]` matrix of logits, and the memory in which one at a time is computed.
 
-    One allocation for all: tiles that come and go between small tensors that stay leave holes in a CPU's heap.
+    One allocation serves all tiles: repeated large allocations between small long-lived ones fragment a CPU's heap.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, chunk_tokens: int, temperature: float) -> None:
@@ -161,7 +161,7 @@ class _Tiles:
         return (slice(first, min(first + self._width, total)) for first in range(0, total, self._width))
 
     def logits(self, tokens: slice, block: slice) -> Tensor:
-        """In working precision, in this object's memory; the product itself is in the model's precision."""
+        """A tile's logits in working precision, in this object's memory; the product is in the model's precision."""
         shape = tokens.stop - tokens.start, block.stop - block.start
         logits = _view(self._wide[0], shape)
         product = logits if self._narrow is None else _view(self._narrow, shape)
@@ -184,12 +184,12 @@ def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _inside(targets: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Which of the tokens have their target in the block of the vocabulary, and where in it."""
+    """The tokens whose target lies in the block of the vocabulary, and the target's index within the block."""
     token = ((targets >= block.start) & (targets < block.stop)).nonzero().squeeze(1)
     return token, targets[token] - block.start
 
 
-def _summarised(logits: Tensor, beside: Tensor, top: Tensor, partition: Tensor, mean: Tensor) -> None:
+def _summarise(logits: Tensor, beside: Tensor, top: Tensor, partition: Tensor, mean: Tensor) -> None:
     """Into `top`, `partition`, `mean`, `[tokens]` each: m = max_v z_v of the block, Σ_v e^{z_v − m}, mean of z_v − m.
 
     Overwrites the block's logits.
@@ -199,12 +199,12 @@ def _summarised(logits: Tensor, beside: Tensor, top: Tensor, partition: Tensor, 
     # A token of probability 0 has z = −∞, and 0·(−∞) would be NaN.
     logits.sub_(top[:, None]).clamp_(min=least)
     torch.exp(logits, out=beside)
-    # The largest logit alone contributes 1; a block without any possible token contributes nothing and weighs nothing.
+    # The largest logit alone contributes 1; a block of impossible tokens (all −∞) gets 1 too, and weight 0.
     torch.sum(beside, dim=-1, out=partition).clamp_(min=1.0)
     torch.linalg.vecdot(beside, logits, out=mean).div_(partition)
 
 
-def _joined(tops: Tensor, log_partitions: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _combine(tops: Tensor, log_partitions: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(max_v z_v, log Σ_v e^{z_v − max}, entropy), `[tokens]` each, from the blocks' own, `[blocks, tokens]` each."""
     highest = tops.amax(dim=0)
     relative = (tops - highest) + log_partitions

@@ -1,4 +1,4 @@
-"""Packing: several sequences in one row without padding, and what each of their tokens is trained on.
+"""Packed rows: several sequences in one row without padding, and the training targets of their response tokens.
 
 tokens        p0 p1 r0 r1 | q0 s0 s1 s2        [T], prompt and response of each sequence
 position_ids   0  1  2  3 |  0  1  2  3        restart, so that attention stays within a sequence
@@ -13,21 +13,25 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from learner.router_replay.routes import NATIVE
 from schemas import Unanimous
 
 _UNANIMOUS: Final[dict[Unanimous | None, int]] = {None: 0, "correct": 1, "wrong": -1}
-NATIVE = -1
-"""In routes: the layer's own decision, where the engine recorded none."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sequence to train on.
+    """One sequence to train on, of P prompt and R response tokens.
 
-    `tokens` int64 `[P + R]`; `logp_rollout` float32 `[R]`, as the engine sampled; `routes` int16 `[P + R, moe_layers,
-    top_k]` with -1 for native, or None. `temperature`: at which it was sampled, and is trained. `reward` and
-    `staleness` (batches since its oldest weights) are only reported. `unanimous` where the group's rewards have no
-    variance: the advantage is then made of the tokens' entropies.
+    Attributes:
+        tokens: int64 `[P + R]`.
+        prompt_tokens: P.
+        logp_rollout: float32 `[R]`, the log-probs that the engine sampled with.
+        routes: int16 `[P + R, moe_layers, top_k]`, -1 for native routing; None where none were recorded.
+        advantage, reward: of the whole sequence; the reward is only reported.
+        staleness: batches since the oldest weights that it was sampled with; only reported.
+        temperature: the sampling temperature, at which it is trained too.
+        unanimous: set where the group's rewards have no variance; advantages are then shaped by the tokens' entropies.
     """
 
     rollout_id: str
@@ -49,11 +53,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One micro-batch: `tokens` and `position_ids` int64 `[T]`, the others `[R]`, `routes` `[T, moe_layers, top_k]`.
+    """One micro-batch of S sequences with T tokens, of which R are response tokens.
 
-    `lengths` are the tokens of each sequence in the row, in its order. `unanimous` `[S]`: 1 for a sequence of a group
-    that was all correct, -1 all wrong, 0 neither; None where that is all of them. `temperature` `[R]`; None where it is
-    1 for all.
+    Attributes:
+        tokens, position_ids: int64 `[T]`; positions restart with each sequence.
+        predictors: int64 `[R]`, the index in the row of the hidden state that predicts each response token.
+        targets: int64 `[R]`, the response tokens.
+        seq: int64 `[R]`, the index of each response token's sequence in the row.
+        advantage, logp_rollout: float32 `[R]`.
+        routes: int16 `[T, moe_layers, top_k]`, -1 for native routing; None where no sequence has any.
+        num_seqs: S.
+        lengths: tokens of each sequence, in the row's order.
+        unanimous: int64 `[S]`, 1 where the sequence's group was all correct, -1 all wrong, else 0; None for all 0.
+        temperature: float32 `[R]`; None where it is 1 throughout.
     """
 
     tokens: Tensor
@@ -75,10 +87,10 @@ class PackedRow:
         return PackedRow(**{**vars(self), **moved})
 
 
-def pack(rollouts: Sequence[Rollout]) -> PackedRow:
-    """The rollouts one after the other. ValueError: none, one without a prompt token, or routes of different shapes.
+def pack_rollouts(rollouts: Sequence[Rollout]) -> PackedRow:
+    """Pack the rollouts into one row, in the given order. Where only some have routes, the others route natively.
 
-    Where only some have routes the others' are native throughout.
+    ValueError: no rollout, or one without a prompt token. RuntimeError: routes of different shapes.
     """
     if not rollouts:
         raise ValueError("a micro-batch holds at least one sequence")
@@ -110,16 +122,19 @@ def pack(rollouts: Sequence[Rollout]) -> PackedRow:
     )
 
 
-def filler() -> PackedRow:
-    """A row without response tokens: a rank that has run out of micro-batches takes part in collectives with it."""
+def filler_row() -> PackedRow:
+    """A row of one token and no response: a rank without further micro-batches takes part in collectives with it."""
     empty = torch.zeros(0)
     nothing = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
     return PackedRow(zero, zero, nothing, nothing, nothing, empty, empty, None, 0, (1,))
 
 
-def assign(ranks: Sequence[Sequence[Sequence[int]]], world: int) -> list[list[tuple[int, ...]]]:
-    """Micro-batches of each of `world` ranks: the plan's own, or dealt out in turn if it is for another number."""
+def assign_micro_batches(ranks: Sequence[Sequence[Sequence[int]]], world: int) -> list[list[tuple[int, ...]]]:
+    """Each of `world` ranks' micro-batches, as tuples of indices into the plan's sequences.
+
+    As `ranks` assigns them, or round robin where the plan was made for another number of ranks.
+    """
     if len(ranks) == world:
         return [[tuple(micro) for micro in rank] for rank in ranks]
     micros = [tuple(micro) for rank in ranks for micro in rank]

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from learner.device_check import FLASH, require_transformer_engine
 from learner.errors import ModelError
-from learner.model.attention import PACKED, borders, flash_borders, register
+from learner.model.attention import PACKED, flash_boundaries, register, sequence_boundaries
 from learner.model.fp8 import TransformerEngine, compute_in_fp8
 from learner.model.logprobs import token_logprobs_and_entropy
 from learner.model.packed_row import PackedRow
@@ -25,7 +25,7 @@ from learner.settings import SUPPORTED, LearnerSettings, Precision
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a rollout must fit: `moe_layers` and `top_k` of its routes, ids below `vocabulary` and `experts`."""
+    """The model's sizes that a rollout must fit: lengths, the shape of its routes, token ids and expert ids."""
 
     vocabulary: int
     max_tokens: int
@@ -35,7 +35,7 @@ class ModelShape:
 
 
 class Policy(nn.Module):
-    """Root of the sharded model; the head is applied here, where FSDP holds its weight whole.
+    """Root module of the sharded model. It applies the head itself: here FSDP holds the head's weight gathered.
 
     `forward(row)` → (logp `[R]`, entropy `[R]`), float32 and differentiable, of the row's response tokens.
     """
@@ -46,32 +46,32 @@ class Policy(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def forward(self, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """See the class. "packed" and flash attention are told the sequences' borders; to any other transformers gives
-        a mask that it makes of `position_ids`."""
+        """See the class. "packed" and flash attention are passed the sequence boundaries; for any other implementation
+        transformers makes a mask from `position_ids`."""
         causal: Any = self.model
-        told: dict[str, Any] = {}
+        boundaries: dict[str, Any] = {}
         if causal.config._attn_implementation == PACKED:
-            told["packing"] = borders(row.lengths, row.tokens.device)
+            boundaries["packing"] = sequence_boundaries(row.lengths, row.tokens.device)
         elif causal.config._attn_implementation == FLASH:
-            told = flash_borders(row.lengths, row.tokens.device)
+            boundaries = flash_boundaries(row.lengths, row.tokens.device)
         output = causal.model(
-            input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False, **told
+            input_ids=row.tokens.unsqueeze(0), position_ids=row.position_ids.unsqueeze(0), use_cache=False, **boundaries
         )
         hidden = output.last_hidden_state[0, row.predictors]
         if row.temperature is not None:
-            # softmax(W·h / T): the policy is the distribution that was sampled from, and its log-probs were recorded.
+            # softmax(W·h / temperature): the distribution that was sampled from, whose log-probs were recorded.
             hidden = (hidden / row.temperature.unsqueeze(1)).to(hidden.dtype)
         return token_logprobs_and_entropy(hidden, causal.lm_head.weight, row.targets, self.chunk_tokens)
 
     def named_shards(self) -> Iterator[tuple[str, DTensor]]:
-        """Parameters by their name in the Hugging Face model."""
+        """Parameters, float32 DTensors, with their names in the Hugging Face model."""
         for name, parameter in self.model.named_parameters():
             assert isinstance(parameter, DTensor)
             yield name, parameter
 
 
 def read_config(directory: Path) -> Any:
-    """The model's configuration. ModelError: not a supported family, or unreadable; one sentence, before any weight."""
+    """The model's configuration, read before any weight. ModelError: not a supported family, or unreadable."""
     from transformers import AutoConfig
 
     if not (directory / "config.json").is_file():
@@ -86,7 +86,7 @@ def read_config(directory: Path) -> Any:
             f"model directory {directory} is {named} of model_type {config.model_type!r}; supported are the families "
             f"{', '.join(SUPPORTED)}"
         )
-    # Old and new log-probabilities must be of the same network: no dropout, no router noise.
+    # Old and new log-probs must come from the same function: no dropout, no router noise.
     for noise in ("attention_dropout", "router_jitter_noise"):
         if getattr(config, noise, 0.0):
             setattr(config, noise, 0.0)
@@ -126,9 +126,9 @@ def model_shape(model: Any, limit: int | None) -> ModelShape:
 
 
 def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -> Policy:
-    """Load and shard: one FSDP group a decoder layer, and one for embedding, final norm and head.
+    """Load and shard the model: one FSDP group per decoder layer, and one for embedding, final norm and head.
 
-    ModelError: see `load_model`, or a precision that this machine has not.
+    ModelError: see `load_model`, or a precision that this machine does not support.
     """
     mixed = mixed_precision(settings.precision, mesh.device_type)
     model = load_model(directory, settings)
@@ -140,9 +140,9 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
 
 
 def build_reference(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -> Policy:
-    """The frozen reference of the KL term: the model of `directory` as it lies there, sharded as the policy is.
+    """The frozen reference of the KL term: the unmodified model of `directory`, sharded like the policy.
 
-    It has neither gradients nor moments, and its parameters are held in the precision that they are computed with.
+    It has neither gradients nor moments, and its parameters are held in the precision that it computes in.
     ModelError: see `build_policy`.
     """
     mixed = mixed_precision(settings.precision, mesh.device_type)
@@ -154,9 +154,9 @@ def build_reference(directory: Path, settings: LearnerSettings, mesh: DeviceMesh
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, settings: LearnerSettings) -> Policy:
-    """`model` sharded over `mesh` in place, behind the policy's interface.
+    """Shard `model` over `mesh` in place; returns it as a `Policy`.
 
-    Expert parallelism is not here, and this is where it would go: the mesh gets an "expert" dimension
+    Expert parallelism is not implemented; it would go here: the mesh gets an "expert" dimension
     (`learner.ranks.group.join_group`), every `experts` module is sharded along the experts over that dimension before
     its layer is sharded over the others, and its `forward` sends the tokens to the ranks of their experts and the
     results back, around what `learner.model.fp8.experts` puts in the same place. Router replay still names experts by
@@ -165,20 +165,20 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
     policy = Policy(model, settings.chunk_tokens)
     if mesh.device_type != "cpu" and not settings.offload:
         policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
-    # Pinned memory is CUDA's; where the mesh is on the CPU everything is there already and this changes nothing.
+    # Memory can only be pinned for CUDA; with a CPU mesh everything is on the CPU already and this changes nothing.
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.offload else OffloadPolicy()
     causal: Any = model
     for layer in causal.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=offload)
     fully_shard(policy, mesh=mesh, mp_policy=mixed, offload_policy=offload)
-    # Recomputation happens in train mode only; without noise the two modes compute the same.
+    # transformers recomputes activations in train mode only; without dropout or noise both modes compute the same.
     return policy.train(settings.recompute)
 
 
 def mixed_precision(precision: Precision, device: str) -> MixedPrecisionPolicy:
-    """float32 master weights and reductions, computing in `precision` (fp8: in bf16 around what computes in FP8).
+    """Float32 master weights and reductions; computation in `precision` (fp8: bf16 outside the FP8 layers).
 
-    ModelError: fp8, and no CUDA or no transformer-engine.
+    ModelError: fp8 without CUDA or without transformer-engine.
     """
     if precision == "fp8":
         require_transformer_engine(device)

@@ -1,25 +1,25 @@
-"""Router replay: the trainer's MoE layers use the experts that were recorded while the tokens were generated.
+"""Router replay: the trainer's MoE layers use recorded experts, such as those chosen while the tokens were generated.
 
-    with recorded(model) as record:            # R2: the proximal pass's own routes
+    with recorded(model) as recording:         # R2: the routes of the proximal pass itself
         model(input_ids)
-    with replayed(model, record.routes) as replay:
+    with replayed(model, recording.routes) as router_replay:
         logits = model(input_ids).logits
-    loss(logits).backward()                    # recomputed layers see the same routes
-    replay.flips().share                       # how often native routing would have differed
+    loss(logits).backward()                    # recomputed layers use the same routes
+    router_replay.flips().share                # how often native routing would have chosen other experts
 
-Routes are `[tokens, moe_layers, top_k]`, tokens in the order of the flattened `[batch, sequence]` input (padding
-included), MoE layers from first to last; −1 in all of a token's slots of a layer routes it natively there.
+Routes are integers `[tokens, moe_layers, top_k]`: tokens in the order of the flattened `[batch, sequence]` input
+(padding included), MoE layers from first to last. −1 in all top_k slots of a token and layer: native routing there.
 """
 
 from learner.router_replay.families import FAMILIES, RouterFamily, moe_routers
-from learner.router_replay.record import Record, recorded
+from learner.router_replay.record import RouteRecording, recorded
 from learner.router_replay.reroute import RouterReplay, replayed
 from learner.router_replay.statistics import FlipStatistics
 
 __all__ = [
     "FAMILIES",
     "FlipStatistics",
-    "Record",
+    "RouteRecording",
     "RouterFamily",
     "RouterReplay",
     "moe_routers",

@@ -1,8 +1,8 @@
 """How each model family turns router logits into gate weights.
 
 Every family's router (transformers 5.23) returns `(logits [T, E], gate weights [T, k], expert ids [T, k])`. A family
-here is the function that gives the gate weights of *any* chosen experts from the logits alone, in the very operations
-of the model, so that replaying a pass's own routes is bitwise the native pass and gradients reach the router.
+here is the function that computes the gate weights of *any* chosen experts from the logits alone, with the model's own
+operations: router replay of a pass's own routes is bitwise the native pass, and gradients reach the router.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ def softmax_renormalised(router: nn.Module, logits: Tensor, experts: Tensor) -> 
 def sigmoid_scaled(router: nn.Module, logits: Tensor, experts: Tensor) -> Tensor:
     """Sigmoid of each chosen logit, renormalised if `norm_topk_prob`, times `routed_scaling_factor` (DeepSeek-V3).
 
-    The correction bias and the group limits take part in the choice of experts alone, never in their weights.
+    The correction bias and the group limits affect only the choice of experts, never their weights.
     """
     weights = logits.sigmoid().gather(-1, experts)
     if router.norm_topk_prob:
@@ -51,12 +51,12 @@ FAMILIES: Mapping[str, RouterFamily] = {
     "DeepseekV32TopkRouter": sigmoid_scaled,
     "Glm4MoeTopkRouter": sigmoid_scaled,
 }
-"""Router class of transformers → its family; add a line to support another model of the same arithmetic."""
+"""Router class of transformers → its family; add a line to support another model with the same arithmetic."""
 
 
 @dataclass(frozen=True)
 class MoeRouter:
-    """One MoE layer's router in a model: its place among the MoE layers, its module and its family's function."""
+    """One MoE layer's router in a model: its index among the MoE layers, its module and its family's function."""
 
     layer: int
     module: nn.Module
@@ -72,7 +72,7 @@ class MoeRouter:
 
 
 def moe_routers(model: nn.Module) -> list[MoeRouter]:
-    """The routers of `model`, first MoE layer first.
+    """The routers of `model`, from the first MoE layer to the last.
 
     Raises:
         ValueError: the model has no MoE layer, or one whose router has no adapter here.
@@ -95,7 +95,7 @@ def moe_routers(model: nn.Module) -> list[MoeRouter]:
 
 
 def _family(module: nn.Module) -> RouterFamily | None:
-    """By name along the MRO: `fully_shard` puts a subclass of its own in front of the model's class."""
+    """The family by class name along the MRO, since `fully_shard` makes the module an instance of a subclass."""
     for base in type(module).__mro__:
         if base.__name__ in FAMILIES and base.__module__.startswith("transformers."):
             return FAMILIES[base.__name__]

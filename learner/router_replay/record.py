@@ -1,4 +1,4 @@
-"""Recording of a model's own routing."""
+"""Records the routes that a model's own routers choose, for router replay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from learner.router_replay.families import MoeRouter, moe_routers
 from learner.router_replay.recompute import is_recomputing
 
 
-class Record:
-    """What `recorded` yields; holds the routes of the last forward pass inside the context."""
+class RouteRecording:
+    """Yielded by `recorded`; holds the routes of the last forward pass inside the context."""
 
     def __init__(self, routers: list[MoeRouter]) -> None:
         self._chosen: list[Tensor | None] = [None] * len(routers)
@@ -37,19 +37,19 @@ class Record:
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[Record]:
-    """Records the routes that the live routers choose; inside `replayed` too, where they are not the ones used.
+def recorded(model: nn.Module) -> Iterator[RouteRecording]:
+    """Record the routes that the routers choose natively, also inside `replayed`, where the model uses others.
 
     Raises:
         ValueError: the model has no MoE layer, or one without an adapter.
     """
     routers = moe_routers(model)
-    record = Record(routers)
+    recording = RouteRecording(routers)
 
     def keep(layer: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        record._keep(layer, output[2])
+        recording._keep(layer, output[2])
 
-    # Before a replay's hook, whichever context was entered first: that one puts the replayed experts in the output.
+    # Run before router replay's hook, whichever context was entered first: that hook replaces the output's experts.
     handles = [
         router.module.register_forward_hook(
             lambda _m, _a, output, layer=router.layer: keep(layer, output), prepend=True
@@ -57,7 +57,7 @@ def recorded(model: nn.Module) -> Iterator[Record]:
         for router in routers
     ]
     try:
-        yield record
+        yield recording
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Replay: recorded experts in place of the router's choice, weighed by the live router."""
+"""Router replay: recorded experts in place of the router's choice, with gate weights from the router's own logits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from learner.router_replay.routes import NATIVE, check_routes, same_experts
 from learner.router_replay.statistics import FlipStatistics
 
 _installations: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
-"""Installations of replays on each router, of which the last one routes: recomputation of one replay may fall into the
-context of another, and the first pass of a checkpointed layer has its context's installation and its own."""
+"""The router replays installed on each router, of which the last one applies. There may be several: a recomputation may
+run inside another router replay's context, and the first pass of a checkpointed layer has its context's and its own."""
 
 
 class RouterReplay:
-    """What `replayed` yields: the routes that its forward passes use, and what native routing would have done."""
+    """Yielded by `replayed`: the routes that its forward passes use, and counts of what native routing would choose."""
 
     def __init__(self, routers: Sequence[MoeRouter], routes: Tensor) -> None:
         check_routes(routes, routers)
@@ -31,8 +31,7 @@ class RouterReplay:
         self._native: dict[int, Tensor] = {}
 
     def flips(self) -> FlipStatistics:
-        """Counts over the forward passes so far (recomputations left out); int64 `[moe_layers]` on the model's
-        device."""
+        """Counts over the forward passes so far, without recomputations; int64 `[moe_layers]` on the model's device."""
         zero = torch.zeros((), dtype=torch.int64, device=next(iter(self._native.values()), self._routes).device)
 
         def by_layer(counts: dict[int, Tensor]) -> Tensor:
@@ -41,9 +40,10 @@ class RouterReplay:
         return FlipStatistics(by_layer(self._decisions), by_layer(self._flipped), by_layer(self._native))
 
     def bind(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` with this replay installed on the routers below `module` whenever it runs, also after the context.
+        """`function` with this router replay installed on the routers below `module` whenever it runs, even after the
+        context was left.
 
-        For a model that checkpoints on its own: `checkpoint(replay.bind(layer, layer.forward), x,
+        For a model that calls torch's `checkpoint` itself: `checkpoint(router_replay.bind(layer, layer.forward), x,
         use_reentrant=False)`. Layers of transformers and torch's `checkpoint_wrapper` are bound without it.
         """
         below = set(module.modules())
@@ -86,15 +86,15 @@ class RouterReplay:
                 f"(batch × sequence, padding included)."
             )
         routes = self._routes[:, router.layer].to(device=native.device, dtype=native.dtype)
-        without = routes[:, :1] == NATIVE
-        chosen = torch.where(without, native, routes)
+        unrecorded = routes[:, :1] == NATIVE
+        chosen = torch.where(unrecorded, native, routes)
         if not is_recomputing():
-            self._count(router.layer, native, chosen, without)
+            self._count(router.layer, native, chosen, unrecorded)
         return logits, router.gate_weights(module, logits, chosen), chosen
 
     @torch.no_grad()
-    def _count(self, layer: int, native: Tensor, chosen: Tensor, without: Tensor) -> None:
-        routed_natively = without.sum()
+    def _count(self, layer: int, native: Tensor, chosen: Tensor, unrecorded: Tensor) -> None:
+        routed_natively = unrecorded.sum()
         for counts, value in (
             (self._native, routed_natively),
             (self._decisions, native.shape[0] - routed_natively),
@@ -105,23 +105,25 @@ class RouterReplay:
 
 @contextmanager
 def replayed(model: nn.Module, routes: Tensor) -> Iterator[RouterReplay]:
-    """Routes the forward passes inside the context by `routes`; gate weights come from the live router's logits.
+    """Router replay: forward passes inside the context use the experts of `routes`.
+
+    Gate weights are computed from the router's own logits for the recorded experts, so gradients reach the router.
 
     The context must cover the forward pass; backward may come later, and layers that it recomputes (transformers'
-    gradient checkpointing, torch's `checkpoint_wrapper`) are routed as they were, whatever replay is active by then. A
-    checkpoint made in another way is bound with `RouterReplay.bind`. All forward passes in one context use the same
-    routes, so there is one context a micro-batch. Contexts nest: the innermost routes.
+    gradient checkpointing, torch's `checkpoint_wrapper`) use the same routes, whatever router replay is active by then.
+    A checkpoint made in another way is bound with `RouterReplay.bind`. All forward passes in one context use the same
+    routes, so each micro-batch needs a context of its own. Contexts nest: the innermost applies.
 
     Args:
         model: a transformers model of a family in `FAMILIES`; under FSDP2 too.
         routes: integers `[tokens, moe_layers, top_k]`, tokens in the order of the flattened input, padding included;
-            −1 in all slots: native. Kept, not copied, until the graph is freed; any device, moved layer by layer.
+            −1 in all slots: native. Referenced, not copied, until the graph is freed; any device, moved by layer.
 
     Raises:
-        ValueError: no adapter for the model; shape or expert ids do not fit it. In the forward pass: the number of
-            tokens does not fit.
+        ValueError: no adapter for the model, or shape or expert ids do not fit it. In the forward pass: the number of
+            tokens differs from that of the routes.
     """
     routers = moe_routers(model)
-    replay = RouterReplay(routers, routes)
-    with bound_checkpoints(model, replay.bind), replay._installed(routers):
-        yield replay
+    router_replay = RouterReplay(routers, routes)
+    with bound_checkpoints(model, router_replay.bind), router_replay._installed(routers):
+        yield router_replay

@@ -1,4 +1,4 @@
-"""The check of a routes array before it steers a model."""
+"""Validation of routes before router replay uses them."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from learner.router_replay.families import MoeRouter
 
 NATIVE = -1
-"""Expert id of a slot without a recorded route."""
+"""Expert id in every slot of a token and layer without a recorded route: the layer routes natively."""
 
 
 def check_routes(routes: Tensor, routers: Sequence[MoeRouter]) -> None:
-    """Raises ValueError unless `routes` `[tokens, moe_layers, top_k]` can be a recording of these routers.
+    """Raise ValueError unless `routes`, integers `[tokens, moe_layers, top_k]`, can be a recording of these routers.
 
     Within one token's slots of one layer the ids are distinct and in range, or all −1.
     """
@@ -40,5 +40,5 @@ def check_routes(routes: Tensor, routers: Sequence[MoeRouter]) -> None:
 
 
 def same_experts(routes: Tensor, other: Tensor) -> Tensor:
-    """Whether two choices `[T, k]` are the same set of experts, bool `[T]`."""
+    """Whether two choices, integers `[T, k]` each, are the same set of experts: bool `[T]`."""
     return (routes.sort(dim=-1).values == other.sort(dim=-1).values).all(dim=-1)

@@ -1,4 +1,4 @@
-"""Flip statistics: how often the trainer's own routing would have differed from the replayed one."""
+"""Flip statistics of router replay: how often native routing would have chosen other experts than the recorded ones."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FlipStatistics:
-    """Counts by MoE layer, so that those of several micro-batches and ranks can be added.
+    """Counts by MoE layer, which can be added over micro-batches and ranks.
 
-    A decision is one token in one MoE layer; it is flipped if the *set* of experts that the live router would choose,
-    given the replayed layers below, is another than the recorded one.
+    A decision is one token in one MoE layer. It is flipped if the *set* of experts that the router would choose, given
+    router replay in the layers below, differs from the recorded one.
 
     Attributes, int64 `[moe_layers]`:
-        decisions: replayed decisions.
-        flipped: those that native routing would have made differently.
-        native: decisions without a recorded route, routed natively (padding rows among them).
+        decisions: those with a recorded route.
+        flipped: those of them that native routing would have made differently.
+        native: decisions without a recorded route, which are routed natively; padding is among them.
     """
 
     decisions: Tensor
@@ -29,10 +29,10 @@ class FlipStatistics:
 
     @property
     def share(self) -> float:
-        """Flipped share of all replayed decisions; 0 if there are none."""
+        """Flipped share of all decisions with a recorded route; 0 if there are none."""
         return int(self.flipped.sum()) / max(int(self.decisions.sum()), 1)
 
     @property
     def share_by_layer(self) -> list[float]:
-        """Flipped share of each MoE layer's replayed decisions."""
+        """The same share for each MoE layer."""
         return [f / max(d, 1) for f, d in zip(self.flipped.tolist(), self.decisions.tolist(), strict=True)]

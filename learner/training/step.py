@@ -22,7 +22,7 @@ from learner.errors import ModelError
 from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective, shaped_advantage
 from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
-from learner.model.packed_row import Rollout, filler, pack
+from learner.model.packed_row import Rollout, filler_row, pack_rollouts
 from learner.model.policy import ModelShape, Policy
 from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
@@ -81,10 +81,10 @@ class Trainer:
         A batch without any usable token, or a gradient that is not finite, leaves the weights as they are (metric
         `skipped_updates`): all ranks decide alike, since they judge global figures.
         """
-        rows = [pack(micro).to(self._ranks.device) for micro in micro_batches if micro]
+        rows = [pack_rollouts(micro).to(self._ranks.device) for micro in micro_batches if micro]
         counts = [int(count) for count in self._ranks.exchange(str(len(rows)).encode())]
         rounds = max(counts)
-        rows += [filler().to(self._ranks.device) for _ in range(rounds - len(rows))]
+        rows += [filler_row().to(self._ranks.device) for _ in range(rounds - len(rows))]
         every = self._settings.measure_replay_every
         started = time.perf_counter()
         references = [self._proximal.reference(row, bool(every) and step % every == 0) for row in rows]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from learner.model.packed_row import PackedRow, Rollout, pack
+from learner.model.packed_row import PackedRow, Rollout, pack_rollouts
 from learner.model.policy import Policy
 from learner.ranks.group import RankGroup
 from schemas import Canary, Event, NDArray, WeightsApplied, WeightsPublished
@@ -77,7 +77,7 @@ def score(policy: Policy, ids: Ids, device: torch.device) -> Canary:
 
 def canary_row(ids: Ids) -> PackedRow:
     """All sequences in one row; each one's first token is its prompt."""
-    return pack(
+    return pack_rollouts(
         [
             Rollout(
                 rollout_id=f"canary.{index}",

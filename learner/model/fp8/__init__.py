@@ -3,12 +3,12 @@
     require_transformer_engine("cuda")
     names = compute_in_fp8(model, TransformerEngine("block"))     # before fully_shard
 
-What lies below the decoder layers is swapped: attention, dense and shared MLPs (`linears`), and the experts, which are
-most of an MoE's operations (`experts`). Embedding, head, norms and routers stay in bf16, as in every published recipe.
+The modules below the decoder layers are swapped: attention, dense and shared MLPs (`linears`), and the experts, which
+are most of an MoE's operations (`experts`). Embedding, head, norms and routers stay in bf16, as in published recipes.
 
-The model keeps the very `Parameter` objects under the same names, so optimizer, checkpoints, published weights and FSDP
-see it as it was. CUDA alone can run it; structure, names, the order of rows, gradients and the round trip are tested on
-the CPU, and no kernel of Transformer Engine has run here.
+The model keeps the same `Parameter` objects under the same names, so optimizer, checkpoints, published weights and FSDP
+see no difference. It needs CUDA; structure, names, the order of rows, gradients and the round trip are tested on a CPU,
+and no kernel of Transformer Engine has been run (docs/learner.md).
 """
 
 from contextlib import AbstractContextManager
@@ -26,19 +26,19 @@ __all__ = ["TILE", "Engine", "Fp8Recipe", "TransformerEngine", "compute_in_fp8",
 
 
 def compute_in_fp8(model: nn.Module, engine: Engine) -> tuple[str, ...]:
-    """Swap what computes below the decoder layers, in place; the swapped modules' names.
+    """Swap linear layers and experts below the decoder layers, in place; returns the swapped modules' names.
 
-    ModelError: no linear layer fits, or the experts do not.
+    ModelError: no linear layer has suitable sizes, or the experts do not.
     """
     swapped = swap_linears(model, engine) + swap_experts(model, engine)
     decoder: Any = model
-    decoder.model.forward = partial(_within, engine, decoder.model.forward)
+    decoder.model.forward = partial(_forward_in_context, engine, decoder.model.forward)
     return swapped
 
 
-def _within(engine: Engine, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """One context around the pass besides those of its layers: delayed scaling takes the end of the outermost for the
-    end of a step of its history."""
+def _forward_in_context(engine: Engine, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's forward pass in one FP8 context around those of its layers: for delayed scaling the exit of the
+    outermost context ends one step of its history."""
     context: AbstractContextManager[None] = engine.autocast()
     with context:
         return forward(*args, **kwargs)

@@ -1,13 +1,13 @@
 """Experts in FP8: a layer's fused expert matrices through a grouped layer of the engine.
 
 transformers keeps a layer's experts as two parameters, `gate_up_proj` `[E, 2I, H]` and `down_proj` `[E, H, I]`; a
-grouped layer of E products has `weight0` to `weight{E-1}`. The two parameters stay, under their names, and each forward
-pass lends their slices to the grouped layer in the place of its own weights, so that the slices' gradients join in that
-of the whole.
+grouped layer of E products has `weight0` to `weight{E-1}`. The two parameters stay under their names, and each forward
+pass lends their slices to the grouped layer in place of its own weights, so that the slices' gradients accumulate in
+the whole parameter's.
 
-What an expert layer computes is replaced, not who chooses: it is called with the tokens, the experts' ids and their
-weights, which router replay has put in place by then. That call, `(hidden [T, H], ids [T, k], weights [T, k])` to
-`[T, H]`, is where expert parallelism is to go in as well: see `learner.model.policy.shard`.
+Only the experts' computation is replaced, not the routing: it is called with the tokens, the experts' ids and their
+gate weights, which router replay has set by then. That call, `(hidden [T, H], ids [T, k], weights [T, k])` to
+`[T, H]`, is also where expert parallelism would go: see `learner.model.policy.shard`.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from learner.model.fp8.engine import TILE, Engine
 
 @dataclass(frozen=True)
 class Grouping:
-    """Where each token's row lies for each of its experts.
+    """Rows of a matrix grouped by expert, one row for each of a token's k experts.
 
     Attributes:
         rows: int64 `[T·k]`, the row of each choice, in the order of the ids; all distinct.
-        splits: the rows of each expert, one expert after the other.
+        splits: the number of rows of each expert, in the order of experts, padding included.
     """
 
     rows: Tensor
@@ -37,10 +37,9 @@ class Grouping:
 
 
 def grouped(ids: Tensor, experts: int, multiple: int) -> Grouping:
-    """Group the choices `ids` `[T, k]` by expert, in the order of the tokens within each.
+    """Group the choices `ids`, int64 `[T, k]`, by expert, in the order of tokens within each expert.
 
-    An expert's rows are filled up to a multiple of `multiple` by rows that no choice lies in; an expert that nobody
-    chose has none.
+    Each expert's rows are padded to a multiple of `multiple`; an expert that no token chose has no rows.
     """
     flat = ids.reshape(-1)
     loads = torch.bincount(flat, minlength=experts)
@@ -48,15 +47,15 @@ def grouped(ids: Tensor, experts: int, multiple: int) -> Grouping:
     filled_before = (sizes.cumsum(0) - sizes) - (loads.cumsum(0) - loads)
     order = torch.argsort(flat, stable=True)
     row = torch.arange(flat.numel(), device=flat.device) + filled_before[flat[order]]
-    # The engine takes the counts from the host, so this waits for the device, once a layer.
+    # The engine takes the counts on the host, so this synchronises with the device once per layer.
     return Grouping(torch.empty_like(row).scatter_(0, order, row), sizes.tolist())
 
 
 def swap_experts(model: nn.Module, engine: Engine) -> tuple[str, ...]:
-    """Let the fused experts below the decoder layers compute in `engine`; their names in the model, in its order.
+    """Let `engine` compute the fused experts below the decoder layers; returns their names, in the model's order.
 
-    ModelError: experts that this does not compute (with biases, transposed, without a gate), or sizes that are not
-    multiples of 32: left in bf16 they would be most of the model's operations.
+    ModelError: experts with biases, transposed or without a gate, or sizes that are not multiples of 32. They are not
+    left in bf16, since they are most of the model's operations.
     """
     causal: Any = model
     swapped: list[str] = []
@@ -76,13 +75,13 @@ def _check(name: str, experts: Any) -> None:
         shape = list(getattr(experts, matrix).shape)
         if any(size % TILE for size in shape[1:]):
             raise ModelError(
-                f"precision 'fp8' takes experts whose sizes are multiples of {TILE}, and {name}.{matrix} is {shape}; "
+                f"precision 'fp8' needs experts whose sizes are multiples of {TILE}, and {name}.{matrix} is {shape}; "
                 f"use bf16 or f32"
             )
 
 
 def _layers(experts: Any, engine: Engine) -> list[nn.Module]:
-    """For `gate_up_proj` and `down_proj`. They are no children of the module: their weights are not the model's."""
+    """Grouped layers for `gate_up_proj` and `down_proj`; not submodules, since their weights are not the model's."""
     made = []
     for matrix in (experts.gate_up_proj, experts.down_proj):
         products, out_features, in_features = matrix.shape
@@ -106,7 +105,7 @@ def _forward(
 
 
 def _lent(layer: nn.Module, matrices: Tensor, rows: Tensor, splits: Sequence[int]) -> Tensor:
-    """`layer` on `rows` with the matrices `[E, out, in]` as its weights."""
+    """`layer` applied to `rows` `[M, in]` with `matrices` `[E, out, in]` as its weights: `[M, out]`."""
     slices = {f"weight{index}": matrix for index, matrix in enumerate(matrices.unbind(0))}
     computed: Tensor = functional_call(layer, slices, (rows, splits))
     return computed

@@ -12,9 +12,9 @@ from learner.model.fp8.engine import TILE, Engine
 
 
 def swap_linears(model: nn.Module, engine: Engine) -> tuple[str, ...]:
-    """Swap the decoder layers' linear layers in place; their names in the model, in its order.
+    """Swap the decoder layers' linear layers in place; returns their names, in the model's order.
 
-    A layer whose sizes are not multiples of 32 stays. ModelError: none was swapped, so FP8 would be FP8 in name only.
+    A layer whose sizes are not multiples of 32 stays in bf16. ModelError: no layer was swapped.
     """
     causal: Any = model
     swapped: list[str] = []
@@ -36,7 +36,7 @@ def _in_place_of(linear: nn.Linear, engine: Engine) -> nn.Module:
     made.weight = linear.weight
     if linear.bias is not None:
         made.bias = linear.bias
-    # Each opens the context for itself: backward recomputes layers outside of any context around the model.
+    # Each layer opens the context itself: backward recomputes layers outside the context around the model.
     made.forward = partial(_in_whole_tiles, made.forward, engine.autocast)
     return made  # type: ignore[no-any-return]
 
@@ -44,7 +44,7 @@ def _in_place_of(linear: nn.Linear, engine: Engine) -> nn.Module:
 def _in_whole_tiles(
     forward: Callable[[Tensor], Tensor], autocast: Callable[[], AbstractContextManager[None]], hidden: Tensor
 ) -> Tensor:
-    """`forward` on `[..., tokens, features]` with tokens filled up by rows of zeros, which no gradient sees."""
+    """`forward` on `[..., tokens, features]`, with tokens padded by rows of zeros to a multiple of 32."""
     tokens = hidden.shape[-2]
     missing = -tokens % TILE
     with autocast():

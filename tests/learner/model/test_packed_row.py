@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from learner.batch.decode import to_rollout
 from learner.errors import RejectedSequenceError
-from learner.model.packed_row import NATIVE, Rollout, assign, filler, pack
+from learner.model.packed_row import Rollout, assign_micro_batches, filler_row, pack_rollouts
 from learner.model.policy import ModelShape
+from learner.router_replay.routes import NATIVE
 from schemas import (
     EngineInfo,
     NDArray,
@@ -42,15 +43,15 @@ def rollout(prompt: int, response: int, *, routes: bool = True, advantage: float
 def test_a_row_says_which_sequences_are_of_unanimous_groups() -> None:
     plain, correct, wrong = rollout(1, 2), replace(rollout(1, 1), unanimous="correct"), rollout(2, 0)
     wrong = replace(wrong, unanimous="wrong")
-    unanimous = pack([plain, correct, wrong]).unanimous
+    unanimous = pack_rollouts([plain, correct, wrong]).unanimous
     assert unanimous is not None and unanimous.tolist() == [0, 1, -1]
-    assert pack([plain, plain]).unanimous is None and filler().unanimous is None
+    assert pack_rollouts([plain, plain]).unanimous is None and filler_row().unanimous is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6), st.booleans()), min_size=1, max_size=8))
 def test_every_response_token_is_predicted_from_the_row_before_it(lengths: list[tuple[int, int, bool]]) -> None:
     rollouts = [rollout(p, r, routes=routes, advantage=float(i)) for i, (p, r, routes) in enumerate(lengths)]
-    row = pack(rollouts)
+    row = pack_rollouts(rollouts)
     assert len(row.tokens) == len(row.position_ids) == sum(p + r for p, r, _ in lengths)
     assert torch.equal(row.tokens[row.predictors + 1], row.targets)
     assert row.seq.bincount(minlength=len(lengths)).tolist() == [r for _, r, _ in lengths]
@@ -70,18 +71,18 @@ def test_every_response_token_is_predicted_from_the_row_before_it(lengths: list[
 
 def test_a_sequence_without_prompt_cannot_be_packed() -> None:
     with pytest.raises(ValueError, match="rollout r has no prompt token"):
-        pack([rollout(0, 3)])
+        pack_rollouts([rollout(0, 3)])
     with pytest.raises(ValueError, match="at least one sequence"):
-        pack([])
+        pack_rollouts([])
 
 
 def test_a_filler_has_nothing_to_train_on() -> None:
-    assert len(filler().tokens) == 1 and len(filler().targets) == 0 and filler().num_seqs == 0
+    assert len(filler_row().tokens) == 1 and len(filler_row().targets) == 0 and filler_row().num_seqs == 0
 
 
 @given(st.lists(st.lists(st.lists(st.integers(), max_size=3), max_size=4), min_size=1, max_size=4), st.integers(1, 5))
 def test_every_micro_batch_is_dealt_to_one_rank(ranks: list[list[list[int]]], world: int) -> None:
-    dealt = assign(ranks, world)
+    dealt = assign_micro_batches(ranks, world)
     assert len(dealt) == world
     assert sorted(m for rank in dealt for m in rank) == sorted(tuple(m) for rank in ranks for m in rank)
     if len(ranks) == world:
@@ -216,6 +217,6 @@ def test_the_temperature_comes_with_the_rollout(tmp_path: Path) -> None:
     warm = convert(completed(sampling=Sampling(max_tokens=8, temperature=0.5)), tmp_path)
     plain = convert(completed(), tmp_path)
     assert (warm.temperature, plain.temperature) == (0.5, 1.0)
-    assert pack([plain]).temperature is None
-    packed = pack([plain, warm]).temperature
+    assert pack_rollouts([plain]).temperature is None
+    packed = pack_rollouts([plain, warm]).temperature
     assert packed is not None and packed.tolist() == [1.0] * 3 + [0.5] * 3

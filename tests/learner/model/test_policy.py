@@ -14,7 +14,7 @@ from transformers import modeling_flash_attention_utils as flash
 
 from learner.device_check import likely_device, require_attention
 from learner.errors import ModelError
-from learner.model.packed_row import Rollout, pack
+from learner.model.packed_row import Rollout, pack_rollouts
 from learner.model.policy import Policy, load_model, mixed_precision, model_shape, stored_tensors
 from learner.settings import SUPPORTED, LearnerSettings
 from learner.weights import stored_form
@@ -43,7 +43,7 @@ def sequences() -> list[Rollout]:
 def run(policy: Policy, rollouts: list[list[Rollout]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Log-probs and entropies of all micro-batches in order, and the gradient of a weighted sum of them."""
     policy.zero_grad()
-    outputs = [policy(pack(micro)) for micro in rollouts]
+    outputs = [policy(pack_rollouts(micro)) for micro in rollouts]
     logp, entropy = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     torch.autograd.backward((logp * torch.linspace(-1, 1, len(logp))).sum())
     return logp, entropy, {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
@@ -131,7 +131,7 @@ def test_the_machine_is_judged_as_torch_judges_it() -> None:
 
 def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
     model: Any = load_model(directory, STOCK)
-    (row,) = [pack([rollout]) for rollout in sequences()[:1]]
+    (row,) = [pack_rollouts([rollout]) for rollout in sequences()[:1]]
     logp, entropy = Policy(model, chunk_tokens=3)(row)
     logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors].log_softmax(-1)
     torch.testing.assert_close(logp, logits.gather(1, row.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
@@ -141,11 +141,11 @@ def test_log_probs_are_those_of_the_stock_model(directory: Path) -> None:
 def test_a_rollout_is_trained_at_the_temperature_it_was_sampled_at(directory: Path) -> None:
     model: Any = load_model(directory, STOCK)
     cold, warm = (replace(rollout, temperature=t) for rollout, t in zip(sequences()[:2], (0.5, 2.0), strict=True))
-    both = pack([cold, warm])
+    both = pack_rollouts([cold, warm])
     logp, entropy = Policy(load_model(directory, SETTINGS), chunk_tokens=3)(both)
     expected, spread = [], []
     for rollout in (cold, warm):
-        row = pack([rollout])
+        row = pack_rollouts([rollout])
         logits = model(row.tokens.unsqueeze(0), use_cache=False).logits[0, row.predictors] / rollout.temperature
         tempered = logits.log_softmax(-1)
         expected.append(tempered.gather(1, row.targets[:, None])[:, 0])
