@@ -1,6 +1,6 @@
 """The `eachprompt` command: one module a subcommand, imported only when it is the one that was asked for.
 
-Exit codes: 0 fine, 1 failed, 2 usage or configuration error, told in one line on standard error.
+Exit codes: 0 fine, 1 failed, 2 usage or configuration error, reported in one line on standard error.
 """
 
 import argparse
@@ -15,17 +15,25 @@ from deploy.errors import FAILED, USAGE, DeployError
 
 SUBCOMMANDS: Final = {
     "demo": "train the tiny model that ships with the project, watch it learn, and check every rollout",
-    "up": "run all services of a configuration until stopped",
+    "up": "start the broker and all services of a configuration, and keep them up until stopped",
     "run": "run one service",
-    "topics": "the run's topics, and how far their readers are",
+    "topics": "the run's topics: records, partitions, and how far their readers are",
     "status": "what every service does and waits for",
-    "doctor": "check this machine; each finding with its mend",
+    "doctor": "check this machine; each finding with its fix",
     "audit": "prove from the raw topics how every rollout ended",
-    "dlq": "records that could not be processed: list, show, put back, purge",
+    "dlq": "dead letters, the records that could not be processed: list, show, put back, purge",
     "show": "print one record of a topic",
     "trace": "where the time goes between prompt and weights",
     "weights": "published weights: list, show, export as a directory that transformers and vLLM load",
 }
+
+
+_DESCRIPTION: Final = "Reinforcement learning of language models on an event log."
+
+_EPILOG: Final = (
+    "Start with `eachprompt doctor` and `eachprompt demo`; then `eachprompt up -c FILE.toml` for a run of your own; "
+    "the others with `--dir RUN`, the run directory, while it runs or afterwards."
+)
 
 
 class Subcommand(Protocol):
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(given: list[str]) -> tuple[Subcommand, argparse.Namespace]:
-    parser = Parser(prog="eachprompt", description="Reinforcement learning of language models on an event log.")
+    parser = Parser(prog="eachprompt", description=_DESCRIPTION, epilog=_EPILOG)
     subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     chosen: Subcommand | None = None
     for name, summary in SUBCOMMANDS.items():
@@ -80,14 +88,16 @@ def _parse(given: list[str]) -> tuple[Subcommand, argparse.Namespace]:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """-c, --dir and --set, as every subcommand that works on a run takes them."""
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE.toml", help="configuration of the run")
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="run directory (default: runs/<run id>)")
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE.toml", help="configuration (default: run.toml of --dir)"
+    )
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="run directory (default with -c: runs/<run id>)")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override one value of the configuration",
+        help="override one value, as TOML writes it, for example learner.schedule='\"constant\"'; may be repeated",
     )
 
 

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="one dead letter: bytes, origin, error and history")
     show.add_argument("id", metavar="ID", help="as the list prints it, for example rollouts/2@17")
     replay = actions.add_parser("replay", help="put records back on their topics, with their history")
-    replay.add_argument("ids", metavar="ID", nargs="+", help="as the list prints it")
-    purge = actions.add_parser("purge", help="delete dead letters; `audit` still knows whose end they are")
+    replay.add_argument("ids", metavar="ID", nargs="+", help="as the list prints it, for example rollouts/2@17")
+    purge = actions.add_parser("purge", help="delete dead letters; their rollouts stay accounted for in `audit`")
     purge.add_argument("--older-than", metavar="AGE", help="only those older than this, for example 90m, 12h or 7d")
     purge.add_argument("--yes", action="store_true", help="do it; without it, only say what would be deleted")
     for action in (listing, show, replay, purge):

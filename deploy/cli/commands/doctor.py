@@ -1,4 +1,4 @@
-"""`eachprompt doctor`: checks this machine; each finding with its mend. Exit code 1 where something blocks."""
+"""`eachprompt doctor`: checks this machine; each finding with its fix. Exit code 1 where something blocks."""
 
 import argparse
 from pathlib import Path
