@@ -97,7 +97,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override one value, as TOML writes it, for example learner.schedule='\"constant\"'; may be repeated",
+        help="override one value, for example learner.schedule=constant; may be repeated",
     )
 
 

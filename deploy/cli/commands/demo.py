@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override one value, as TOML writes it; may be repeated",
+        help="override one value, for example learner.correction=none; may be repeated",
     )
     add_json_argument(parser)
 
