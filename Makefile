@@ -43,7 +43,7 @@ $(INSTALLED): $(REQUIREMENTS)
 # Without Java and Maven there is the embedded broker, so this is no reason to stop.
 $(JARS): $(INSTALLED) streams/broker/pom.xml
 	@if command -v mvn >/dev/null && command -v java >/dev/null; then \
-	  if $(BIN)/python -m streams.broker.jars; then touch $@; else \
+	  if $(BIN)/python -m streams.broker.install; then touch $@; else \
 	    echo "make setup: Apache Kafka's jars were not resolved; the embedded broker will serve" >&2; \
 	  fi; \
 	else \

@@ -1,29 +1,20 @@
-"""Apache Kafka's jars: where they are, how they get there, and whether this machine can run them.
-
-`python -m streams.broker.jars` resolves them with Maven from the `pom.xml` beside this file and prepares the class-data
-archive; `make setup` calls it where `mvn` is on the path.
-"""
+"""Apache Kafka's jars: where they are, and whether this machine can run them (`streams.broker.install` gets them)."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from streams.broker.base import BrokerError
 from streams.broker.settings import BrokerSettings
 
 KAFKA_VERSION = "4.4.0"
 JAVA_MIN = 17
 JARS_VARIABLE = "EACHPROMPT_KAFKA_JARS"
-_POM = Path(__file__).with_name("pom.xml")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -68,9 +59,7 @@ def kafka_obstacle(settings: BrokerSettings) -> str | None:
     if java[1] < JAVA_MIN:
         return f"{java[0]} is Java {java[1]}; Kafka {KAFKA_VERSION} needs {JAVA_MIN}+"
     if not find_jars(settings.jars):
-        return (
-            f"its jars are not in {jars_directory(settings.jars)} (`python -m streams.broker.jars` gets them by Maven)"
-        )
+        return f"its jars are not in {jars_directory(settings.jars)} (`python -m streams.broker.install` gets them)"
     return None
 
 
@@ -79,60 +68,3 @@ def archive_path(java: str, jars: list[Path]) -> Path:
     facts = [str(Path(java).resolve()), str(Path(java).resolve().stat().st_mtime_ns)]
     facts += [f"{jar.resolve()} {jar.stat().st_mtime_ns}" for jar in jars]
     return jars[0].parent / f"classes-{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:16]}.jsa"
-
-
-def resolve_jars(directory: Path | None = None, deadline_s: float = 300.0) -> Path:
-    """Downloads the jars with Maven unless they are there, all or nothing; returns their directory.
-
-    Raises `BrokerError` when `mvn` is missing, fails, or is not done by the deadline.
-    """
-    target = jars_directory(directory)
-    if find_jars(target):
-        return target
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise BrokerError("Maven (`mvn`) is not on the path, so Kafka's jars cannot be resolved")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".resolving-") as scratch:
-        shutil.copy(_POM, scratch)
-        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={scratch}/jars"]
-        try:
-            subprocess.run(
-                [maven, "-q", "-B", "-f", f"{scratch}/{_POM.name}", *goal],
-                capture_output=True,
-                text=True,
-                timeout=deadline_s,
-                check=True,
-            )
-        except subprocess.TimeoutExpired:
-            raise BrokerError(f"Maven did not resolve Kafka's jars within {deadline_s:g} s") from None
-        except subprocess.CalledProcessError as error:
-            said = [line for line in error.stdout.splitlines() if "ERROR" in line] or [error.stderr.strip()]
-            raise BrokerError(f"Maven could not resolve Kafka's jars: {said[0][:300]}") from None
-        if target.exists():
-            shutil.rmtree(target)
-        (Path(scratch) / "jars").replace(target)
-    return target
-
-
-def main() -> int:
-    # Imported here because the archive is made by starting Kafka, which itself asks this module for its jars.
-    from streams.broker.class_archive import prepare_archive
-
-    parser = argparse.ArgumentParser(prog="python -m streams.broker.jars", description=__doc__)
-    parser.add_argument("--jars", type=Path, help=f"where the jars go (else {JARS_VARIABLE}, else in the checkout)")
-    parser.add_argument("--java", default="java", help="Java program")
-    arguments = parser.parse_args()
-    try:
-        directory = resolve_jars(arguments.jars)
-        settings = BrokerSettings(kind="kafka", java=arguments.java, jars=directory)
-        archive = prepare_archive(settings)
-    except BrokerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"Apache Kafka {KAFKA_VERSION}: {len(find_jars(directory))} jars and {archive.name} in {directory}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

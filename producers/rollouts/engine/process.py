@@ -71,7 +71,7 @@ def engine_environment(settings: EngineSettings, mark: str) -> dict[str, str]:
 def launch(settings: EngineSettings, mark: str) -> Any:
     """A started `AsyncLLM`; blocks for 15 s and more, so give it a thread. Raises whatever vLLM raises."""
     with _environment(engine_environment(settings, mark)):
-        from producers.rollouts.engine.worker.plugin import register
+        from producers.rollouts.engine.plugin import register
 
         register()
         from vllm.engine.arg_utils import AsyncEngineArgs

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from producers.rollouts.engine.plugin import MEND_MARK
 from producers.rollouts.engine.worker.extension import WeightExtension
-from producers.rollouts.engine.worker.plugin import MEND_MARK
 
 
 class UnmendingExtension(WeightExtension):

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from streams.broker import Broker, BrokerError, BrokerSettings, choose_kind, find_endpoint, open_broker, running_broker
 from streams.broker.external import ExternalBroker
-from streams.broker.jars import JARS_VARIABLE, find_jars, jars_directory, java_version, kafka_obstacle, resolve_jars
+from streams.broker.install import resolve_jars
+from streams.broker.jars import JARS_VARIABLE, find_jars, jars_directory, java_version, kafka_obstacle
 from streams.broker.kafka import random_cluster_id, server_properties, write_properties
 from streams.broker.local import LocalBroker
 from streams.broker.opening import EXTERNAL_S

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from producers.rollouts.engine.errors import WeightsRefused
+from producers.rollouts.engine.plugin import expert_reload_is_mended
 from producers.rollouts.engine.weight_files import WeightFile, checkpoint_shapes, load_weights, unpublished
-from producers.rollouts.engine.worker.plugin import expert_reload_is_mended
 
 
 class WeightExtension:
