@@ -30,10 +30,10 @@ from typing import Any, Final
 from analysis.history import toml
 from deploy.cli.commands.demo import DEMO
 from deploy.config.run import RunConfig, load, read
-from deploy.config.shared import SERVICES
 from deploy.local.processes import service_units
 from deploy.local.session import Session, quiet_clients, topic_specs
 from deploy.local.supervisor import ProcessSpec, Unit
+from schemas.services import SERVICES
 from streams.broker import open_broker
 from streams.broker.endpoint import broker_pid_file
 from streams.log.admin import create_topics
@@ -42,14 +42,7 @@ from streams.processes.child import running_pid
 
 ROOT: Final = Path(__file__).parents[1]
 STAND_INS: Final = {"producer": "tests.chaos.load", "learner": "tests.chaos.stepper"}
-OUTPUT: Final = {
-    "dispatcher": "prompts",
-    "producer": "rollouts",
-    "rewards": "scores",
-    "groups": "groups",
-    "batches": "batches",
-    "learner": "steps",
-}
+OUTPUT: Final = {name: service.output for name, service in SERVICES.items()}
 VICTIMS: Final = ("dispatcher", "rewards-0", "rewards-1", "groups-0", "groups-1", "batches", "broker")
 REPLICAS: Final = {"rewards": 2, "groups": 2}
 TABLES: Final[dict[str, dict[str, Any]]] = {

@@ -1,4 +1,6 @@
-"""The topic catalogue: short names, keys, partitions, retention (DESIGN section 4)."""
+"""The topic catalogue: short names, keys, events, partitions, retention. Who reads and writes them:
+`schemas.services`.
+"""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -29,7 +31,6 @@ class Topic:
     events: tuple[type[EventBase], ...]
     sharded: bool
     cleanup: Literal["delete", "compact"]
-    written_by: str
 
     def on(self, run: str) -> str:
         """The topic's full name on the broker: `<run>.<name>`."""
@@ -39,17 +40,15 @@ class Topic:
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
     for topic in (
-        Topic("prompts", "group_id", (GroupRequested,), True, "delete", "dispatcher"),
-        Topic("rollouts", "group_id", (RolloutCompleted,), True, "delete", "producer"),
-        Topic("scores", "group_id", (RolloutScored,), True, "delete", "rewards"),
-        Topic(
-            "groups", "group_id", (GroupReady, GroupDropped, GroupEvaluated, RolloutDisposed), True, "delete", "groups"
-        ),
-        Topic("batches", None, (BatchPlanned, GroupDropped), False, "delete", "batches"),
-        Topic("steps", None, (StepCompleted,), False, "delete", "learner"),
-        Topic("weights", "version", (WeightsPublished,), False, "compact", "learner"),
-        Topic("applied", "producer_id", (WeightsApplied,), False, "compact", "producer"),
-        Topic("dead-letters", "source", (DeadLetter,), False, "delete", "every service"),
+        Topic("prompts", "group_id", (GroupRequested,), True, "delete"),
+        Topic("rollouts", "group_id", (RolloutCompleted,), True, "delete"),
+        Topic("scores", "group_id", (RolloutScored,), True, "delete"),
+        Topic("groups", "group_id", (GroupReady, GroupDropped, GroupEvaluated, RolloutDisposed), True, "delete"),
+        Topic("batches", None, (BatchPlanned, GroupDropped), False, "delete"),
+        Topic("steps", None, (StepCompleted,), False, "delete"),
+        Topic("weights", "version", (WeightsPublished,), False, "compact"),
+        Topic("applied", "producer_id", (WeightsApplied,), False, "compact"),
+        Topic("dead-letters", "source", (DeadLetter,), False, "delete"),
     )
 }
 

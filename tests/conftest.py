@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from streams.broker import Broker, BrokerSettings, open_broker
 from streams.broker.jars import kafka_obstacle
 from streams.log.admin import Admin, TopicSpec
+from tests.simulated_run import SyntheticRun, simulate
 
 EXTERNAL = os.environ.get("EACHPROMPT_TEST_BOOTSTRAP", "")
 """Address of a cluster that the contract suite runs against as well, as kind `external`."""
@@ -83,3 +84,9 @@ def make_topic(broker: Broker, prefix: str) -> MakeTopic:
         return f"{prefix}.{name}"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Callable[..., SyntheticRun]:
+    """The simulator of a whole run's records."""
+    return simulate

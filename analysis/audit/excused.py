@@ -5,9 +5,18 @@ from collections.abc import Callable
 from typing import Final
 
 from schemas import DeadLetter, Ref
+from schemas.services import SERVICES, readers
 
-_READERS: Final = {"scores": "groups", "groups": "batches"}
-"""Topic → the stage that finishes its records."""
+ROLLOUT_TOPICS: Final = ("rollouts", "scores", "groups")
+"""The way of a rollout until it is planned into a batch."""
+
+STAGES: Final = {
+    name: service.input for name, service in SERVICES.items() if service.commits and service.input in ROLLOUT_TOPICS
+}
+"""Service → its input, of those that work on what became of a rollout."""
+
+_READERS: Final = {topic: readers(topic)[0] for topic in ROLLOUT_TOPICS if topic != "rollouts"}
+"""Topic → the service that finishes its records; a rollout that cannot be read ends with its own dead letter."""
 
 
 class DeadEnds:

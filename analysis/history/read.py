@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from analysis.audit.excused import STAGES
 from analysis.audit.facts import Window
 from analysis.audit.ledger import READING_ORDER, Ledger
 from analysis.audit.result import Audit
@@ -11,9 +12,6 @@ from analysis.history.history import History
 from analysis.history.run_log import RunLog
 from schemas import Ref, UndecodableError, decode
 from streams.log.admin import Admin
-
-_INPUTS: Final = {"rewards": "rollouts", "groups": "scores", "batches": "groups"}
-"""Stage → the topic whose records it finishes."""
 
 _CLOCKS_S: Final = 60.0
 """Records are stamped by their writers: an effect may be this much older than its cause."""
@@ -45,7 +43,7 @@ def audit_of(
     Of the topics other than `rollouts` everything from the start of the period on is read: ends come after causes.
     """
     period = period or Period()
-    finished = {stage: log.finished(stage, topic) for stage, topic in _INPUTS.items()}
+    finished = {stage: log.finished(stage, topic) for stage, topic in STAGES.items()}
     sizes, window = _window(log, period)
     ledger = Ledger(window)
     for topic in READING_ORDER:

@@ -1,9 +1,10 @@
 """The topics of one run as tools read them: whole, decoded, and how far each stage has finished them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from schemas import TOPICS, Event, UndecodableError, decode
+from schemas.services import SERVICES, readers
 from streams.log.admin import Admin, TopicPartition
 from streams.log.history import scan_topic
 from streams.record import Record
@@ -63,17 +64,19 @@ class Finished:
         return tracker is not None and tracker.is_finished(offset)
 
 
-def backlog(admin: Admin, run: str) -> dict[str, int]:
-    """Records that each topic's reader has not taken yet, summed over partitions, by short name of the topic."""
-    found = {}
-    for topic, stage in READERS.items():
-        lag = admin.lag(f"{run}.{stage}", [TOPICS[topic].on(run)])
-        found[topic] = sum(lag.values())
-    return found
+def backlog(admin: Admin, run: str) -> dict[str, dict[str, int]]:
+    """Records that are not finished, summed over partitions: topic (short name) → service that commits it → records."""
+    found: dict[str, dict[str, int]] = {}
+    for name, service in SERVICES.items():
+        for topic in service.commits:
+            lag = admin.lag(f"{run}.{name}", [TOPICS[topic].on(run)])
+            found.setdefault(topic, {})[name] = sum(lag.values())
+    return {topic: {name: found[topic][name] for name in readers(topic)} for topic in TOPICS if topic in found}
 
 
-READERS = {"prompts": "producer", "rollouts": "rewards", "scores": "groups", "groups": "batches"}
-"""Topic → the stage that commits its progress on it."""
+def main_lag(lags: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Of each topic, the records that the service whose input it is has not finished."""
+    return {topic: by_reader[readers(topic)[0]] for topic, by_reader in lags.items()}
 
 
-__all__ = ["READERS", "Finished", "RunLog", "TopicPartition", "backlog"]
+__all__ = ["Finished", "RunLog", "TopicPartition", "backlog", "main_lag"]

@@ -9,7 +9,7 @@ from typing import Final
 
 from analysis.errors import AnalysisError
 from analysis.history.history import History
-from analysis.history.run_log import RunLog, backlog
+from analysis.history.run_log import RunLog, backlog, main_lag
 from analysis.views.live_figures import Snapshot, snapshot
 from schemas import Ref, UndecodableError, decode
 from streams.errors import StreamsError
@@ -125,4 +125,4 @@ class Watcher:
 
     def _lag_now(self) -> dict[str, int]:
         with Admin(self._log.bootstrap, deadline_s=_LAG_S) as admin:
-            return backlog(admin, self._log.run)
+            return main_lag(backlog(admin, self._log.run))

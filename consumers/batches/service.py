@@ -1,4 +1,4 @@
-"""The batcher as a service: one fold over all partitions of `groups`, so there is one replica."""
+"""The batcher as a service: one processor over all partitions of `groups`, so there is one replica."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,14 @@ from consumers.batches.batcher import Batcher
 from consumers.batches.cost import cost_of_model
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned
+from schemas.services import SERVICES
 from streams.errors import ConfigurationError
 from streams.log.tail import Tail
 from streams.runtime.service_context import ServiceContext
 from streams.stages.processor import ProcessorSpec
 from streams.stages.runner import run_processor
 
+BATCHES: Final = SERVICES["batches"]
 _RECALL_RECORDS: Final = 512
 """Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits
 (max_staleness + 1) · groups_per_batch groups at a time."""
@@ -24,10 +26,10 @@ async def main(service: ServiceContext, settings: BatchSettings) -> None:
     cost = cost_of(settings)
     admitted = (settings.max_staleness + 1) * settings.groups_per_batch
     spec = ProcessorSpec(
-        stage="batches",
-        input="groups",
-        observe=("steps",),
-        recall=Tail("batches", tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
+        stage=BATCHES.name,
+        input=BATCHES.input,
+        observe=BATCHES.follows,
+        recall=Tail(BATCHES.output, tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
         shard="all",
     )
     await run_processor(service, spec, lambda partition: Batcher(settings, cost))

@@ -6,23 +6,25 @@ from typing import Final
 from consumers.groups.aggregate import Aggregator
 from consumers.groups.memory import SKEW_S
 from consumers.groups.settings import GroupSettings
+from schemas.services import SERVICES
 from streams.errors import StreamsError
 from streams.log.tail import Tail
 from streams.runtime.service_context import ServiceContext
 from streams.stages.processor import ProcessorSpec
 from streams.stages.runner import run_processor
 
+GROUPS: Final = SERVICES["groups"]
 _LOOK_S: Final = 1.0
 
 
 async def main(service: ServiceContext, settings: GroupSettings) -> None:
     """Serve until the service is asked to stop. Exactly once: outputs and offsets are one transaction."""
     spec = ProcessorSpec(
-        stage="groups",
-        input="scores",
-        recall=Tail(topic="groups", horizon_s=settings.remember_s + SKEW_S),
+        stage=GROUPS.name,
+        input=GROUPS.input,
+        recall=Tail(topic=GROUPS.output, horizon_s=settings.remember_s + SKEW_S),
         shard="partition",
-        extra_inputs=("prompts",),
+        extra_inputs=GROUPS.extra_inputs,
     )
     service.spawn(_watch_clock(service), "groups watches the clock")
     await run_processor(service, spec, lambda partition: Aggregator(settings, time.time() - settings.remember_s))

@@ -1,6 +1,7 @@
 """The reward consumers as a service: at least once; replicas may come and go, up to the partitions of `rollouts`."""
 
 from pathlib import Path
+from typing import Final
 
 from consumers.rewards.detokenise import Detokeniser
 from consumers.rewards.pool import VerifierPool
@@ -8,9 +9,12 @@ from consumers.rewards.score import RewardWorker
 from consumers.rewards.settings import RewardSettings
 from consumers.rewards.verifiers import VerifierError, is_pooled
 from schemas import RolloutCompleted
+from schemas.services import SERVICES
 from streams.errors import ConfigurationError
 from streams.runtime.service_context import ServiceContext
 from streams.stages.worker import WorkerSpec, run_worker
+
+REWARDS: Final = SERVICES["rewards"]
 
 
 async def main(service: ServiceContext, settings: RewardSettings) -> None:
@@ -22,5 +26,5 @@ async def main(service: ServiceContext, settings: RewardSettings) -> None:
                 await pool.warm(pooled)
             except VerifierError as error:
                 raise ConfigurationError(f"rewards.prewarm: {error}") from None
-        spec = WorkerSpec("rewards", "rollouts", settings.max_in_flight, (RolloutCompleted,), elastic=True)
+        spec = WorkerSpec(REWARDS.name, REWARDS.input, settings.max_in_flight, (RolloutCompleted,), elastic=True)
         await run_worker(service, spec, RewardWorker(settings, detokeniser, pool, service.gauge))

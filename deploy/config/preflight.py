@@ -2,25 +2,25 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from deploy.config.deepseek import check_deepseek
 from deploy.config.error_text import shown, suggestion
 from deploy.config.run import RunConfig
-from deploy.config.shared import SERVICES
 from deploy.errors import ConfigError
 from learner.device_check import check_device, devices, likely_device
 from learner.errors import ModelError
 from learner.settings import SUPPORTED
+from schemas.services import SERVICES
 from streams.blobs.store import BlobStore
 from streams.errors import ConfigurationError
 
 _LEAST_RANKS: Final = 8
 
 
-def check(config: RunConfig, services: Sequence[str] = SERVICES) -> int:
+def check(config: RunConfig, services: Iterable[str] = SERVICES) -> int:
     """Checks model directory, sections of `services` and prompts; the number of prompts in a held-back round.
 
     ConfigError: the first thing that is wrong.

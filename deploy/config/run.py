@@ -28,8 +28,10 @@ from deploy.config.settings import (
     SupervisorSettings,
     TracingSettings,
 )
-from deploy.config.shared import HANDED_ON, SERVICES, handed_to, settings_class, with_shared
+from deploy.config.shared import HANDED_ON, handed_to, with_shared
 from deploy.errors import ConfigError
+from deploy.services import settings_class
+from schemas.services import SERVICES
 
 OWN: Final[Mapping[str, type[Any]]] = {
     "run": RunSettings,

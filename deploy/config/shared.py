@@ -1,28 +1,14 @@
-"""Which service is handed which shared fact, and where each service's settings are defined.
+"""Which service is handed which shared fact.
 
 A fact that several services must agree on is given once in the TOML and handed on; giving it to one service only is
 an error, so that no two of them can disagree.
 """
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, Final
 
 from deploy.config.error_text import shown
 from deploy.errors import ConfigError
-
-SETTINGS: Final[Mapping[str, str]] = {
-    "dispatcher": "producers.dispatcher.settings:DispatcherSettings",
-    "producer": "producers.rollouts.settings:ProducerSettings",
-    "rewards": "consumers.rewards.settings:RewardSettings",
-    "groups": "consumers.groups.settings:GroupSettings",
-    "batches": "consumers.batches.settings:BatchSettings",
-    "learner": "learner.settings:LearnerSettings",
-}
-"""Service → its settings struct. Looked up by name, for the learner's imports torch and the light services must not."""
-
-SERVICES: Final = tuple(SETTINGS)
-"""The services, in the order in which they stop: first what makes work, last what ends it."""
 
 HANDED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "model.path": ("producer.model", "rewards.model", "batches.model", "learner.model"),
@@ -36,13 +22,6 @@ HANDED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "held_back": ("dispatcher.held_back",),
 }
 """Where a fact is given → the settings that it becomes."""
-
-
-def settings_class(service: str) -> type[Any]:
-    """The struct of a service's section."""
-    module, _, name = SETTINGS[service].partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), name)
-    return found
 
 
 def handed_to(service: str) -> dict[str, str]:

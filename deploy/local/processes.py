@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from deploy.config.layout import process_name
 from deploy.config.run import RunConfig
-from deploy.config.shared import SERVICES
 from deploy.local.supervisor import ProcessSpec, Unit
+from schemas.services import SERVICES
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 

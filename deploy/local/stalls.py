@@ -1,45 +1,36 @@
-"""Which stage stands still, said from outside: a service that is gone or hangs cannot say it itself."""
+"""Which service stands still, said from outside: a service that is gone or hangs cannot say it itself."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from deploy.config.shared import SERVICES
-
-OUTPUT: Final = {
-    "producer": "rollouts",
-    "rewards": "scores",
-    "groups": "groups",
-    "batches": "batches",
-    "learner": "steps",
-}
-"""Stage → the topic that it writes to."""
+from schemas.services import SERVICES
 
 _QUIET_S: Final = 10.0
-"""A stage that has input and wrote nothing for this long is named, also where it answers."""
+"""A service that has input and wrote nothing for this long is named, also where it answers."""
 
 
-def stalls(
-    states: Mapping[str, str], lag: Mapping[str, int], readers: Mapping[str, str], ages_s: Mapping[str, float]
-) -> list[str]:
-    """A sentence for each process that does not answer, and each stage that has input and writes nothing. Pure.
+def stalls(states: Mapping[str, str], lags: Mapping[str, Mapping[str, int]], ages_s: Mapping[str, float]) -> list[str]:
+    """A sentence for each process that does not answer, and each service that has input and writes nothing. Pure.
 
-    `states`: process → `ready`, `starting`, `not running` or `does not answer`; `lag`: topic → records that its reader
-    has not finished; `readers`: topic → stage; `ages_s`: topic → seconds since its newest record.
+    `states`: process → `ready`, `starting`, `not running` or `does not answer`; `lags`: topic → service that commits
+    it → records that it has not finished; `ages_s`: topic → seconds since its newest record. A service that answers is
+    judged by its input alone: a further one (the aggregator's `prompts`) is unfinished as long as a group is open.
     """
-    told = []
-    waiting = {stage: (topic, lag.get(topic, 0)) for topic, stage in readers.items()}
-    for service in SERVICES:
-        own = [name for name in states if name.partition("-")[0] == service]
-        silent = [name for name in own if states[name] in ("not running", "does not answer")]
-        topic, records = waiting.get(service, ("", 0))
-        output = OUTPUT.get(service)
-        age_s = ages_s.get(output or "")
-        quiet = f"; nothing was written to {output} since {age_s:.0f} s" if age_s is not None else ""
-        has = f"; {records} records of {topic} are not finished" if records else ""
-        told += [f"{name} {_verb(states[name])}{has}{quiet}" for name in silent]
-        if not silent and records and age_s is not None and age_s > _QUIET_S:
-            told.append(f"{service} has {records} records of {topic} in hand or before it{quiet}")
-    return told
+    found = []
+    for name, service in SERVICES.items():
+        own = [process for process in states if process.partition("-")[0] == name]
+        silent = [process for process in own if states[process] in ("not running", "does not answer")]
+        waiting = {topic: lags.get(topic, {}).get(name, 0) for topic in service.commits}
+        held = " and ".join(f"{records} records of {topic}" for topic, records in waiting.items() if records)
+        age_s = ages_s.get(service.output) if service.output != "prompts" else None
+        quiet = f"; nothing was written to {service.output} since {age_s:.0f} s" if age_s is not None else ""
+        has = f"; {held} are not finished" if held else ""
+        found += [f"{process} {_verb(states[process])}{has}{quiet}" for process in silent]
+        if not silent and service.commits and waiting[service.input] and age_s is not None and age_s > _QUIET_S:
+            found.append(
+                f"{name} has {waiting[service.input]} records of {service.input} in flight or before it{quiet}"
+            )
+    return found
 
 
 def state_of(answer: Mapping[str, Any] | None, pid: int | None) -> str:

@@ -24,9 +24,10 @@ from schemas.events import (
 )
 from schemas.identity import group_id
 from schemas.parts import Purpose
+from schemas.services import SERVICES
 from streams.stages.numbering import Numbering
 
-TOPICS = ("prompts", "groups", "batches", "steps", "weights", "applied", "dead-letters")
+TOPICS = SERVICES["dispatcher"].follows
 """What the state is rebuilt from and kept up with; the facts of different topics may arrive in any order."""
 
 

@@ -10,6 +10,7 @@ from producers.rollouts.settings import ProducerSettings
 from producers.rollouts.weights.subscriber import WeightSubscriber
 from producers.rollouts.worker import RolloutWorker
 from schemas.events import GroupRequested
+from schemas.services import SERVICES
 from streams.log.clients import Writer
 from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
@@ -17,6 +18,7 @@ from streams.stages.worker import WorkerSpec, run_worker
 
 logger = logging.getLogger(__name__)
 
+PRODUCER: Final = SERVICES["producer"]
 _REPORT_S: Final = 2.0
 _CATCH_UP_S: Final = 60.0
 
@@ -71,7 +73,7 @@ async def _serve(
     caught_up = asyncio.Event()
     tasks = [
         service.spawn(
-            follow(service, ["weights"], on=weights.on_event, caught_up=caught_up), "producer follows weights"
+            follow(service, PRODUCER.follows, on=weights.on_event, caught_up=caught_up), "producer follows weights"
         )
     ]
     service.add_status(engine.waits)
@@ -86,7 +88,7 @@ async def _serve(
         tasks.append(service.spawn(weights.canary.run(), "producer scores the canary"))
         tasks.append(service.spawn(_report(service, engine, worker), "producer reports"))
         await run_worker(
-            service, WorkerSpec("producer", "prompts", settings.groups_in_flight, (GroupRequested,)), worker
+            service, WorkerSpec(PRODUCER.name, PRODUCER.input, settings.groups_in_flight, (GroupRequested,)), worker
         )
     finally:
         for task in tasks:

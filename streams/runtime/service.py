@@ -10,11 +10,11 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import uvloop
 
 from schemas import EachpromptError
+from schemas.services import SERVICES
 from streams import faults
 from streams.blobs.store import BlobStore
 from streams.context import RunContext
@@ -30,9 +30,6 @@ from streams.telemetry import tracing
 logger = logging.getLogger(__name__)
 
 Main = Callable[[ServiceContext], Awaitable[None]]
-
-_LIGHT: Final = frozenset({"dispatcher", "rewards", "groups", "batches"})
-"""The services that hold records and no tensors."""
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 
@@ -50,7 +47,7 @@ def run_service(name: str, context: RunContext, main: Main) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(ThinOut())
     faults.enter(name)
-    if name in _LIGHT:
+    if name in SERVICES and not SERVICES[name].uses_torch:
         collect_rarely()
     provider = tracing.configure(name, context.ordinal, context.run, context.directory, context.otlp_endpoint)
     try:

@@ -15,7 +15,7 @@ from typing import Final
 from analysis.audit.result import Audit
 from analysis.history.read import audit_of
 from analysis.history.run_log import RunLog
-from deploy.config.shared import SERVICES
+from schemas.services import SERVICES
 from streams import faults
 from tests.chaos.pipeline import Pipeline
 from tests.chaos.progress import Progress

@@ -22,11 +22,11 @@ from analysis.history import toml
 from deploy.cli.commands.demo import DEMO
 from deploy.config.layout import process_name
 from deploy.config.run import RunConfig, load, read
-from deploy.config.shared import SERVICES
 from deploy.local.processes import service_units
 from deploy.local.restarts import RestartPolicy
 from deploy.local.session import create_run_topics
 from deploy.local.supervisor import ProcessSpec, Supervisor, Unit
+from schemas.services import SERVICES
 from streams import faults
 from streams.broker import BrokerSettings
 from streams.broker.kafka import KafkaBroker
@@ -82,7 +82,7 @@ class Pipeline:
         for name in self.names():
             self.proxies[name] = Proxy(host, int(port))
             await self.proxies[name].open()
-        self.serve(SERVICES)
+        self.serve(tuple(SERVICES))
 
     async def _close(self) -> None:
         await self.stop()

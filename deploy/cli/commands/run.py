@@ -1,32 +1,15 @@
 """`eachprompt run SERVICE`: one service in this process, as the supervisor, a pod or a person starts it."""
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from deploy.cli.main import add_config_arguments
 from deploy.config.run import RunConfig, load
-from deploy.config.shared import SERVICES
 from deploy.errors import ConfigError
-
-MAINS: Final = {
-    "dispatcher": "producers.dispatcher.service",
-    "producer": "producers.rollouts.service",
-    "rewards": "consumers.rewards.service",
-    "groups": "consumers.groups.service",
-    "batches": "consumers.batches.service",
-    "learner": "learner.service",
-}
-"""Service → the module with its `main(service, settings)`."""
-
-_ELASTIC: Final = ("rewards",)
-"""Services whose replicas deal their input among themselves: any ordinal may join a run that is up, and leave it."""
-
-_ARITHMETIC: Final = ("producer", "learner")
-"""Services that import torch, whose environment must be right before they do."""
+from deploy.services import main_of
+from schemas.services import SERVICES
 
 _ORDINAL_HELP: Final = (
     "which replica or rank this is (default 0, or $RANK); rewards: a number that is not in use adds one to a run that "
@@ -36,7 +19,7 @@ _ORDINAL_HELP: Final = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The service, its ordinal and the configuration."""
-    parser.add_argument("service", choices=SERVICES, help="which service")
+    parser.add_argument("service", choices=tuple(SERVICES), help="which service")
     parser.add_argument("--ordinal", type=int, metavar="K", help=_ORDINAL_HELP)
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     add_config_arguments(parser)
@@ -48,11 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     replicas = config.replicas_of(service)
     ordinal = arguments.ordinal
-    if ordinal is None and service == "learner" and "RANK" not in os.environ and replicas > 1:
+    if ordinal is None and SERVICES[service].scaling == "ranks" and "RANK" not in os.environ and replicas > 1:
         return _run_ranks(config)
     if ordinal is None:
         ordinal = int(os.environ.get("RANK", "0")) if service == "learner" else 0
-    if service in _ELASTIC:
+    if SERVICES[service].scaling == "elastic":
         if ordinal < 0:
             raise ConfigError(f"--ordinal is {ordinal}; allowed: a number of at least 0 that no other {service} has")
         # One that joins has files of its own beside those of the replicas that the configuration names.
@@ -61,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"--ordinal is {ordinal}; allowed: 0 to {replicas - 1}, for {service} has {replicas} processes"
         )
-    if service in _ARITHMETIC:
+    if SERVICES[service].uses_torch:
         from streams.processes.amx import apply_environment
 
         apply_environment()
@@ -70,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from streams.runtime.service import run_service
 
-    main: Callable[[Any, Any], Awaitable[None]] = importlib.import_module(MAINS[service]).main
+    main = main_of(service)
     code = run_service(service, context, lambda context: main(context, settings))
     if service == "learner":
         # What is left is to take torch and its process groups apart: a second or two for which the other ranks, and

@@ -11,7 +11,7 @@ from typing import Any, Final
 from deploy.cli.main import add_config_arguments, add_json_argument
 from deploy.config.layout import process_name
 from deploy.config.run import RunConfig, load
-from deploy.config.shared import SERVICES
+from schemas.services import SERVICES
 
 _ANSWER_S: Final = 3.0
 _FIGURES: Final = 7
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the state of the services that should be there, and of the log."""
-    from analysis.history.run_log import READERS
     from deploy.cli.printing import print_json, print_table
     from deploy.local.stalls import stalls, state_of
     from streams.processes.child import running_pid
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     log = _log(config)
     ages_s: dict[str, float] = log.pop("ages_s")
     status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
-    status["stalls"] = stalls(states, log["lag"], READERS, ages_s)
+    status["stalls"] = stalls(states, log["lags"], ages_s)
     if arguments.json:
         print_json(status)
         return 0
@@ -45,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         rows.append((name, states[name], (answer or {}).get("pid", ""), _figures((answer or {}).get("gauges", {}))))
     print(f"run {config.run.id} in {config.directory}: {status['steps']} steps, broker at {status['broker']}")
     print_table(("service", "state", "pid", "figures"), rows)
-    for topic, lag in status["lag"].items():
-        print(f"lag of {topic}: {lag}")
+    for topic, by_reader in status["lags"].items():
+        print(f"lag of {topic}: {', '.join(f'{records} ({reader})' for reader, records in by_reader.items())}")
     for stall in status["stalls"]:
         print(stall)
     for name, answer in services.items():
@@ -81,17 +80,17 @@ def _expected(config: RunConfig) -> list[str]:
 
 def _log(config: RunConfig) -> dict[str, Any]:
     """Lag and number of steps, from the broker of the run, started if it is not up."""
-    from analysis.history.run_log import backlog
+    from analysis.history.run_log import backlog, main_lag
     from deploy.local.open_log import run_log
-    from deploy.local.stalls import OUTPUT
     from schemas import StepCompleted
     from streams.log.admin import Admin
 
     with run_log(config) as log:
         with Admin(log.bootstrap) as admin:
-            lag = backlog(admin, config.run.id)
-            newest_s = admin.newest_s([log.full(topic) for topic in OUTPUT.values()])
+            lags = backlog(admin, config.run.id)
+            outputs = [service.output for service in SERVICES.values()]
+            newest_s = admin.newest_s([log.full(topic) for topic in outputs])
         now_s = time.time()
-        ages_s = {t: max(0.0, now_s - newest_s[log.full(t)]) for t in OUTPUT.values() if log.full(t) in newest_s}
+        ages_s = {t: max(0.0, now_s - newest_s[log.full(t)]) for t in outputs if log.full(t) in newest_s}
         steps = {event.step for event, _ in log.events("steps") if isinstance(event, StepCompleted)}
-        return {"broker": log.bootstrap, "lag": lag, "steps": len(steps), "ages_s": ages_s}
+        return {"broker": log.bootstrap, "lag": main_lag(lags), "lags": lags, "steps": len(steps), "ages_s": ages_s}

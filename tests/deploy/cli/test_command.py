@@ -78,8 +78,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_settings_of_light_services_import_no_torch(service: str) -> None:
     program = (
         "import sys; from deploy.config.run import load; from deploy.cli.commands.demo import DEMO\n"
-        "import deploy.cli.commands.run, importlib\n"
-        f"load(DEMO).service({service!r}); importlib.import_module(deploy.cli.commands.run.MAINS[{service!r}])\n"
+        "import deploy.cli.commands.run; from deploy.services import main_of\n"
+        f"load(DEMO).service({service!r}); main_of({service!r})\n"
         "print(sorted({'torch','vllm'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -230,6 +230,9 @@ def test_topics_counts_records(told: Told) -> None:
     assert topics["steps"]["offsets"] == 3
     assert topics["rollouts"]["partitions"] == 2
     assert topics["rollouts"]["lag"] == topics["rollouts"]["offsets"]
+    assert topics["prompts"]["reader"] == "producer"
+    # The aggregator commits the requests too, as their groups end.
+    assert topics["prompts"]["lags"] == {"producer": topics["prompts"]["lag"], "groups": topics["prompts"]["lag"]}
 
 
 def test_trace_tells_every_hop(told: Told) -> None:
@@ -244,6 +247,8 @@ def test_status_without_services(told: Told) -> None:
     assert status["steps"] == 3
     assert set(status["services"].values()) == {None}
     assert status["lag"]["prompts"] > 0
+    assert status["lags"]["prompts"] == dict.fromkeys(("producer", "groups"), status["lag"]["prompts"])
+    assert status["lags"]["scores"] == {"groups": status["lag"]["scores"]}
 
 
 def test_show_decodes_a_record(told: Told, run_directory: RunConfig, eachprompt: Command) -> None:

@@ -10,9 +10,11 @@ import pytest
 from deploy.cli.commands.demo import DEMO
 from deploy.config.preflight import check, check_model, check_trainable
 from deploy.config.run import RunConfig, load
-from deploy.config.shared import HANDED_ON, SERVICES, settings_class
+from deploy.config.shared import HANDED_ON
 from deploy.errors import ConfigError
+from deploy.services import settings_class
 from learner.settings import SUPPORTED
+from schemas.services import SERVICES
 from streams.errors import ConfigurationError
 
 OWN_RUN = """

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from deploy.cli.commands.demo import DEMO
 from deploy.config.run import load
-from deploy.config.shared import SERVICES
 from deploy.local.processes import units
+from schemas.services import SERVICES
 
 
 def test_every_service_has_its_processes_in_stopping_order(tmp_path: Path) -> None:
@@ -11,7 +11,7 @@ def test_every_service_has_its_processes_in_stopping_order(tmp_path: Path) -> No
     found = units(config)
     names = [process.name for unit in found for process in unit.processes]
     assert names == ["dispatcher", "producer", "rewards-0", "rewards-1", "groups", "batches", "learner-0", "learner-1"]
-    assert next(unit.service for unit in found) == SERVICES[0]
+    assert next(unit.service for unit in found) == next(iter(SERVICES))
     assert len(found[-1].processes) == 2, "the ranks are one unit"
 
 

@@ -1,28 +1,40 @@
-"""What `status` says of stages that stand still."""
+"""What `status` says of services that stand still."""
 
-from analysis.history.run_log import READERS
 from deploy.local.stalls import stalls, state_of
 
 READY = dict.fromkeys(("dispatcher", "producer", "rewards", "groups", "batches", "learner"), "ready")
 
 
 def test_a_producer_that_hangs_is_named_with_what_waits_for_it() -> None:
-    told = stalls(READY | {"producer": "does not answer"}, {"prompts": 12}, READERS, {"rollouts": 41.4})
-    assert told == [
+    lags = {"prompts": {"producer": 12, "groups": 20}}
+    assert stalls(READY | {"producer": "does not answer"}, lags, {"rollouts": 41.4}) == [
         "producer does not answer; 12 records of prompts are not finished; nothing was written to rollouts since 41 s"
     ]
+
+
+def test_an_aggregator_that_is_gone_is_named_with_the_requests_that_it_has_not_finished() -> None:
+    lags = {"prompts": {"producer": 0, "groups": 20}, "scores": {"groups": 3}}
+    assert stalls(READY | {"groups": "not running"}, lags, {"groups": 8.0}) == [
+        "groups is not running; 3 records of scores and 20 records of prompts are not finished; "
+        "nothing was written to groups since 8 s"
+    ]
+
+
+def test_an_aggregator_with_open_groups_alone_stands_not_still() -> None:
+    assert stalls(READY, {"prompts": {"groups": 20}, "scores": {"groups": 0}}, {"groups": 60.0}) == []
 
 
 def test_one_of_several_replicas_is_named_alone() -> None:
     states = {**READY, "rewards-0": "ready", "rewards-1": "not running"}
     del states["rewards"]
-    assert stalls(states, {}, READERS, {}) == ["rewards-1 is not running"]
+    assert stalls(states, {}, {}) == ["rewards-1 is not running"]
 
 
-def test_a_stage_that_answers_and_writes_nothing_is_named() -> None:
-    assert stalls(READY, {"rollouts": 3}, READERS, {"scores": 9.0}) == []
-    (told,) = stalls(READY, {"rollouts": 3}, READERS, {"scores": 12.0})
-    assert told == "rewards has 3 records of rollouts in hand or before it; nothing was written to scores since 12 s"
+def test_a_service_that_answers_and_writes_nothing_is_named() -> None:
+    lags = {"rollouts": {"rewards": 3}}
+    assert stalls(READY, lags, {"scores": 9.0}) == []
+    (found,) = stalls(READY, lags, {"scores": 12.0})
+    assert found == "rewards has 3 records of rollouts in flight or before it; nothing was written to scores since 12 s"
 
 
 def test_a_process_that_is_there_and_does_not_answer_runs() -> None:

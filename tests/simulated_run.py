@@ -2,11 +2,9 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 
 from schemas import (
     BatchPlanned,
@@ -212,9 +210,3 @@ def _train(run: SyntheticRun, batch: int, ready: list[GroupReady], rng: random.R
         producer_id="producer-0", version=batch + 1, time_s=run.now_s + 0.05, published_s=run.now_s + 0.02, pause_s=0.01
     )
     run.write("applied", applied)
-
-
-@pytest.fixture(scope="session")
-def simulated() -> Callable[..., SyntheticRun]:
-    """The simulator."""
-    return simulate
