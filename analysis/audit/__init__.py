@@ -1,1 +1,1 @@
-"""How every rollout ended, proved from the raw topics. Pure."""
+"""Every rollout's disposition, proved from the raw topics. Pure."""

@@ -1,7 +1,7 @@
-"""What the log says of a million rollouts in about 70 bytes each: columns by partition and offset, no objects.
+"""What the log records of a million rollouts in about 70 bytes each: columns by partition and offset, no objects.
 
-A rollout has one place for each kind of fact in the ordinary case; what is said a second time (a score repeated after a
-crash, a contradiction) goes into `more`, which stays small.
+A rollout ordinarily has one place (the record that states it) for each kind of fact. Further records of the same fact
+(a score re-published after a crash, a contradiction) go into `more`, which stays small.
 """
 
 from array import array
@@ -15,13 +15,13 @@ DISPOSITIONS: Final[tuple[Disposition, ...]] = get_args(Disposition)
 PRODUCED: Final = 1
 READY: Final = 2
 LATE: Final = 4
-"""Its group was forgotten when it was scored: it ended as `expired` where nothing else ended it."""
+"""The aggregator had forgotten its group when it was scored: it is `expired` unless another record disposed of it."""
 
 Fact = Literal["scored", "closed", "planned"]
 
 _GROWTH: Final = 4096
 _FARTHEST: Final = 1 << 26
-"""A reference this far beyond everything known is a damaged record's, and no reason to allocate."""
+"""A reference this far beyond every known offset comes from a damaged record: no memory is allocated for it."""
 
 _BIT: Final = {name: 1 << n for n, name in enumerate(DISPOSITIONS)}
 _TOPIC: Final[dict[Fact, str]] = {"scored": "scores", "closed": "groups", "planned": "batches"}
@@ -35,7 +35,12 @@ class Slot(NamedTuple):
 
 
 class Columns:
-    """The rollouts of one partition from offset `first` on; `ends` is a set of dispositions as bits."""
+    """The rollouts of one partition from offset `first` on, a row each.
+
+    `facts` holds PRODUCED, READY and LATE as bits, `ends` the recorded dispositions as bits, `since_s` the broker's
+    time of the rollout's record (unix seconds), `places` for each fact the packed reference of its first record (-1:
+    none).
+    """
 
     def __init__(self, partition: int, first: int) -> None:
         self.partition = partition
@@ -52,7 +57,7 @@ class Columns:
         return len(self.facts)
 
     def reach(self, index: int) -> bool:
-        """Make room for `index`; False where that is absurd."""
+        """Allocate rows up to `index`; False where it is too far beyond the known offsets to be real."""
         short = index + 1 - len(self.facts)
         if short <= 0:
             return True
@@ -67,11 +72,11 @@ class Columns:
         return True
 
     def end(self, index: int, disposition: Disposition) -> None:
-        """A stage wrote this end down."""
+        """Record a disposition that a stage has written."""
         self.ends[index] |= _BIT[disposition]
 
     def note(self, fact: Fact, index: int, place: Ref) -> None:
-        """The record at `place` says `fact` of the rollout."""
+        """Record that the record at `place` states `fact` about the rollout."""
         column = self.places[fact]
         packed = place.partition << 44 | place.offset
         if column[index] < 0:
@@ -80,7 +85,7 @@ class Columns:
             self.more.setdefault((fact, index), []).append(packed)
 
     def noted(self, fact: Fact, index: int) -> list[Ref]:
-        """Every place that says `fact`."""
+        """The references of all records that state `fact`."""
         first = self.places[fact][index]
         if first < 0:
             return []
@@ -92,23 +97,23 @@ class Columns:
         return self._name_at[index] >= 0
 
     def name(self, index: int, rollout_id: str) -> None:
-        """Its rollout id, kept as it is told first."""
+        """Record its rollout id; the first one counts."""
         if self._name_at[index] < 0:
             self._name_at[index] = len(self._names)
             self._names += rollout_id.encode() + b"\0"
 
     def name_bytes(self, index: int) -> bytes:
-        """Its rollout id; empty where nothing told it."""
+        """Its rollout id; empty where no record named it."""
         start = self._name_at[index]
         return b"" if start < 0 else bytes(self._names[start : self._names.index(0, start)])
 
     def ends_of(self, index: int) -> list[Disposition]:
-        """The ends that stages wrote down."""
+        """The dispositions that stages have written."""
         bits = self.ends[index]
         return [name for name, bit in _BIT.items() if bits & bit] if bits else []
 
     def ref(self, index: int) -> Ref:
-        """Where the rollout is."""
+        """The reference of the rollout's record."""
         return Ref("rollouts", self.partition, self.first + index)
 
 
@@ -120,7 +125,10 @@ class Window(NamedTuple):
 
 
 class Tally:
-    """Every rollout that is named inside the window."""
+    """The rows of all rollouts inside the window that any record refers to.
+
+    `absurd` collects references to rollouts that cannot exist.
+    """
 
     def __init__(self, window: Window) -> None:
         self._window = window
@@ -128,7 +136,7 @@ class Tally:
         self.absurd: set[Ref] = set()
 
     def slot(self, rollout: Ref) -> Slot | None:
-        """The row of a rollout; None where it is outside the window, or no rollout can be there (see `absurd`)."""
+        """The row of a rollout; None where it is outside the window, or cannot exist (then it is in `absurd`)."""
         topic, partition, offset = rollout
         columns = self._partitions.get(partition)
         if columns is None:
@@ -144,10 +152,10 @@ class Tally:
         return Slot(columns, index)
 
     def __iter__(self) -> Iterator[tuple[Columns, int]]:
-        """The rows of which anything is said, by partition and offset."""
+        """The rows about which anything is recorded, in the order of partition and offset."""
         for _, columns in sorted(self._partitions.items()):
             scored, closed, planned = (columns.places[fact] for fact in ("scored", "closed", "planned"))
             for index, facts in enumerate(columns.facts):
-                told = facts or columns.ends[index]
-                if told or scored[index] >= 0 or closed[index] >= 0 or planned[index] >= 0:
+                recorded = facts or columns.ends[index]
+                if recorded or scored[index] >= 0 or closed[index] >= 0 or planned[index] >= 0:
                     yield columns, index

@@ -1,4 +1,4 @@
-"""The judgement: one pass over the tally, each rollout's one end, or what is wrong with it."""
+"""The judgement: one pass over the tally, which finds each rollout's one disposition, or what is wrong with it."""
 
 import heapq
 from array import array
@@ -13,11 +13,15 @@ from analysis.audit.result import MAX_LISTED, OLDEST_LISTED, WAITS, Audit, Findi
 from schemas import Ref, StepCompleted
 
 Finished = Callable[[str, Ref], bool]
-"""Whether a stage has committed a record as done."""
+"""(stage, record) → whether the stage has committed the record as finished."""
 
 
 class Judgement:
-    """One pass over the tally."""
+    """One pass over the tally; `audit` may be called once.
+
+    `steps` by number, `newest_s` the time of the newest record (unix seconds), `finished` None where the stages'
+    progress is not known, `log_start` the first offset that retention left of each partition of `rollouts`.
+    """
 
     def __init__(
         self,
@@ -46,17 +50,18 @@ class Judgement:
         self._findings: list[Finding] = []
         self._trained_hashes = array("q")
 
-    def verdict(self, step_conflicts: list[Finding]) -> Audit:
+    def audit(self, step_conflicts: list[Finding]) -> Audit:
+        """The result, with the findings of `step_conflicts` among its own."""
         produced = 0
         for columns, index in self._tally:
             if columns.facts[index] & PRODUCED:
                 produced += 1
                 self._judge(columns, index)
             elif columns.first + index >= self._log_start.get(columns.partition, 0):
-                self._find(columns, index, "is named by later records and is not on the log", "unaccounted")
+                self._find(columns, index, "is named by later records but is not on the log", "unaccounted")
                 self._count_trained(columns, index)
         for ref in sorted(self._tally.absurd):
-            self._add_finding(Finding(place_of(ref), ref, "is named by later records and is not on the log"))
+            self._add_finding(Finding(place_of(ref), ref, "is named by later records but is not on the log"))
         for finding in step_conflicts:
             self._add_finding(finding)
         twice = self._trained_twice()
@@ -93,19 +98,22 @@ class Judgement:
             self._wait(columns, index)
 
     def _is_late(self, columns: Columns, index: int) -> bool:
-        """Whether the aggregator refused it, and no group had it after all."""
+        """Whether the aggregator refused it because its group was forgotten, and no group has it."""
         places = columns.places
         return bool(columns.facts[index] & LATE) and places["closed"][index] < 0 and places["planned"][index] < 0
 
     def _count_trained(self, columns: Columns, index: int) -> list[str]:
-        """`_trained`, and a number for each time the gradient saw it: names are compared only where numbers agree."""
+        """`_trained`; also notes one hash of its name per time that it was trained on.
+
+        `_trained_twice` compares names only where hashes agree, so that it holds 8 bytes a rollout.
+        """
         ends = self._trained(columns, index)
         for _ in range(ends.count("trained") if ends else 0):
             self._trained_hashes.append(hash(columns.name_bytes(index) or columns.ref(index)))
         return ends
 
     def _trained(self, columns: Columns, index: int) -> list[str]:
-        """What each step that took it made of it: `trained`, or `invalid` where it was rejected."""
+        """Its disposition by each step that trained its batch: `trained`, or `invalid` where the step rejected it."""
         if columns.places["planned"][index] < 0:
             return []
         steps = [step for plan in columns.noted("planned", index) for step in self._steps_of.get(plan, ())]
@@ -126,23 +134,26 @@ class Judgement:
         if columns.places["planned"][index] >= 0:
             place = place_of(columns.noted("planned", index)[0])
             if not columns.facts[index] & READY:
-                return f"is planned at {place} and no group was ready with it"
+                return f"is planned at {place} but no group was ready with it"
             if columns.ends[index] and ends[:1] != ["dead_letter"] and ends[0] in columns.ends_of(index):
                 return f"is planned at {place} and ends as {ends[0]}"
         return None
 
     def _lost(self, columns: Columns, index: int) -> str | None:
-        """A rollout without an end that the stage it should wait for has already committed."""
+        """Why a rollout without a disposition is lost; None: it is in flight.
+
+        It is lost when the stage that it should be waiting for has committed its record and written nothing.
+        """
         finished = self._finished
         if finished is None or columns.places["planned"][index] >= 0:
             return None
         if columns.facts[index] & READY:
             place = columns.noted("closed", index)[0]
             lost = finished("batches", place)
-            return f"was ready at {place_of(place)}, which batches finished without a word" if lost else None
+            return f"was ready at {place_of(place)}, which batches finished without writing anything" if lost else None
         scores = columns.noted("scored", index)
         if scores and all(finished("groups", score) for score in scores):
-            return f"was scored at {place_of(scores[0])}, which groups finished without a word"
+            return f"was scored at {place_of(scores[0])}, which groups finished without writing anything"
         if not scores and finished("rewards", columns.ref(index)):
             return "was finished by rewards without a score"
         return None
@@ -163,7 +174,7 @@ class Judgement:
             push(self._oldest, (-since_s, -ref.partition, -ref.offset, waiting))
 
     def _trained_twice(self) -> list[str]:
-        """Rollout ids that the gradient saw more than once, be it one record twice or two attempts once each."""
+        """Rollout ids that were trained on more than once: one record twice, or two attempts once each."""
         values, counts = np.unique(np.frombuffer(self._trained_hashes, dtype=np.int64), return_counts=True)
         suspects = {int(value) for value in values[counts > 1]}
         if not suspects:
@@ -184,7 +195,7 @@ class Judgement:
 
 
 def name_of(columns: Columns, index: int) -> str:
-    """Its rollout id, or where it is."""
+    """Its rollout id; where that is not known, the place of its record."""
     return columns.name_bytes(index).decode() or place_of(columns.ref(index))
 
 

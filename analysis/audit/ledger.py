@@ -1,4 +1,4 @@
-"""Every rollout's end, proved from the raw topics: produced = Σ dispositions + in flight (DESIGN section 2).
+"""Every rollout's disposition, proved from the raw topics: produced = Σ dispositions + in flight.
 
     ledger = Ledger()
     for topic in READING_ORDER:
@@ -6,12 +6,12 @@
             ledger.add(record.ref, record.value, record.time_s)
     audit = ledger.close()
 
-A rollout is one record of `rollouts`, named by its reference: two attempts of one rollout id are two rollouts. It ends
-as `trained` where a step completed the batch that lists it and did not reject it; every other end is written down by
-the stage that decided it. A dead letter counts where nothing else ended the rollout, since it can be put back; so does
-the `expired` of a single rollout, since the aggregator says it of a group that it has forgotten. Pure: records go in,
-in any order (but a batch that the learner passed over after its letter), and a verdict comes out.
-Memory: about 70 bytes a rollout (`analysis.audit.facts`).
+A rollout is one record of `rollouts`, named by its reference: two attempts of one rollout id are two rollouts. Its
+disposition is `trained` where a step completed the batch that lists it and did not reject it; every other disposition
+is written by the stage that decided it. A dead letter counts only where nothing else disposed of the rollout, since it
+can be replayed. So does the `expired` of a single rollout, which the aggregator writes about a group that it has
+forgotten. Pure: records go in, in any order (except that the dead letter of a batch that the learner passed over comes
+before that batch), and an `Audit` comes out. Memory: about 70 bytes a rollout (`analysis.audit.facts`).
 """
 
 from collections.abc import Mapping
@@ -40,13 +40,13 @@ from schemas import (
 )
 
 READING_ORDER: Final = ("steps", "dead-letters", "batches", "groups", "scores", "rollouts")
-"""Effects before causes: in a run that is still going, whatever a record refers to was written before it was read."""
+"""Effects before causes: even while the run is active, what a record refers to is on the log when its topic is read."""
 
 
 class Ledger:
-    """Collects what the log says of each rollout. `add` takes any record of any topic, also one that is no event.
+    """Collects what the log records of each rollout. `add` takes any record of any topic, decodable or not.
 
-    `window` limits the rollouts that are judged; records about others are passed over.
+    `window` limits the rollouts that are judged; records about others are ignored.
     """
 
     def __init__(self, window: Window | None = None) -> None:
@@ -58,7 +58,7 @@ class Ledger:
         self._newest_s = 0.0
 
     def add(self, ref: Ref, value: bytes | memoryview, time_s: float = 0.0) -> None:
-        """One record as it is on the log, and the broker's time of it."""
+        """Add one record: its place, its bytes, and the broker's timestamp (unix seconds)."""
         if time_s > self._newest_s:
             self._newest_s = time_s
         if ref.topic == "rollouts":
@@ -72,15 +72,16 @@ class Ledger:
             self._add_event(ref, event)
 
     def close(self, finished: Finished | None = None, log_start: Mapping[int, int] | None = None) -> Audit:
-        """The verdict on what was added.
+        """The audit of what was added.
 
-        `finished(stage, ref)` says whether a stage has committed a record as done: with it, a rollout that a stage
-        took and wrote nothing about is unaccounted; without it, it is taken to be in flight. `log_start` holds the
-        first offset that retention left of each partition of `rollouts` (0 where absent); older ones are not judged.
+        `finished(stage, ref)` tells whether a stage has committed a record as finished: with it, a rollout that a stage
+        committed and wrote nothing about is unaccounted; without it, such a rollout counts as in flight. `log_start`
+        holds the first offset that retention left of each partition of `rollouts` (0 where absent); older rollouts are
+        not judged.
         """
         dead_ends = self._dead_ends.judge(finished)
-        closing = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, dead_ends)
-        return closing.verdict(self._step_conflicts)
+        judgement = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, dead_ends)
+        return judgement.audit(self._step_conflicts)
 
     def _add_rollout(self, ref: Ref, value: bytes | memoryview, time_s: float) -> None:
         slot = self._tally.slot(ref)
@@ -89,7 +90,7 @@ class Ledger:
         columns, index = slot
         columns.facts[index] |= PRODUCED
         columns.since_s[index] = time_s
-        # A score has told the name of nearly every rollout, so their bodies are not looked at.
+        # Scores, which are read first, name nearly every rollout, so that few large bodies are decoded.
         if not columns.is_named(index) and (name := rollout_name(value)) is not None:
             columns.name(index, name)
 
@@ -130,7 +131,7 @@ class Ledger:
         if not isinstance(event, GroupReady):
             own = event.reason if isinstance(event, GroupDropped) else "evaluated"
         for member in event.members:
-            # What the batcher drops was closed on `groups` before, and its end does not close it again.
+            # A group that the batcher drops was closed on `groups` before: this record does not close it again.
             slot = (
                 self._note("closed", member.rollout, member.rollout_id, ref)
                 if ref.topic == "groups"
@@ -146,7 +147,8 @@ class Ledger:
     def _add_step(self, ref: Ref, step: StepCompleted) -> None:
         first = self._steps.setdefault(step.step, step)
         if first.batch_ref != step.batch_ref:
-            what = f"step {step.step} is told twice, of {place_of(first.batch_ref)} and of {place_of(step.batch_ref)}"
+            batches = f"{place_of(first.batch_ref)} and {place_of(step.batch_ref)}"
+            what = f"step {step.step} is recorded twice, for {batches}"
             self._step_conflicts.append(Finding(f"step {step.step}", ref, what, "duplicated"))
 
     def _note(self, fact: Fact, rollout: Ref, rollout_id: str, ref: Ref) -> Slot | None:

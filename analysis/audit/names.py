@@ -1,4 +1,4 @@
-"""Which rollout a record is about, where that must be told from its bytes: rollouts, and what dead letters hold."""
+"""Which rollout a record is about, where only its bytes tell: rollouts, and the records that dead letters hold."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from schemas import BatchPlanned, DeadLetter, GroupReady, Ref, RolloutScored, Un
 
 
 class _RolloutName(msgspec.Struct, frozen=True, tag_field="type", tag="RolloutCompleted"):
-    """The one field of a RolloutCompleted that is needed here; the others are passed over undecoded."""
+    """The one field of a RolloutCompleted that is needed here; msgspec skips the others undecoded."""
 
     rollout_id: str
 
@@ -17,7 +17,7 @@ _name_decoder: Final = msgspec.msgpack.Decoder(_RolloutName)
 
 
 def rollout_name(value: bytes | memoryview) -> str | None:
-    """The rollout id in a record of `rollouts`; None where it is none."""
+    """The rollout id in a record of `rollouts`; None where the record does not decode."""
     try:
         return _name_decoder.decode(value).rollout_id
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

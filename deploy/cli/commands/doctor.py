@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one line a finding."""
+    """Prints one line per finding, then the fixes."""
     from deploy.cli.printing import print_json, print_table
     from deploy.local.doctor import checks
 
@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_table(("", "what", "finding"), [(check.level, check.name, check.finding) for check in found])
         for check in found:
-            if check.mend:
-                print(f"{check.name}: {check.mend}")
+            if check.fix:
+                print(f"{check.name}: {check.fix}")
     return FAILED if blocked else 0

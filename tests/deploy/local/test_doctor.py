@@ -11,7 +11,7 @@ def test_a_full_disk_blocks_and_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     found = checks.disk(tmp_path / "run" / "not" / "there")
     assert found.level == "blocks"
     assert str(tmp_path) in found.finding
-    assert "give another --dir" in found.mend
+    assert "give another --dir" in found.fix
 
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_another_version_is_told_with_the_one_that_was_tried(monkeypatch: pytest
     assert by_name["aiokafka"].level == "warning"
     assert "tried with 0.0.1" in by_name["aiokafka"].finding
     assert by_name["no-such-package"].level == "blocks"
-    assert by_name["no-such-package"].mend == "`make setup` installs it"
+    assert by_name["no-such-package"].fix == "`make setup` installs it"
 
 
 def test_a_machine_without_java_falls_back_to_the_embedded_broker(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_machine_without_java_falls_back_to_the_embedded_broker(tmp_path: Path
 def test_the_embedded_broker_blocks_what_must_last(tmp_path: Path) -> None:
     found = checks.broker_kind(BrokerSettings(kind="embedded"), tmp_path)
     assert found.level == "blocks"
-    assert "broker.ephemeral = true" in found.mend
+    assert "broker.ephemeral = true" in found.fix
 
 
 def test_a_cluster_that_is_not_there_blocks(tmp_path: Path) -> None:
