@@ -1,4 +1,4 @@
-"""A run's log for the command's tools: its broker, started for as long as they need it when it is not up."""
+"""A run's log for the command's tools. Its broker, where it is not up, is started for as long as they need it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from streams.broker import running_broker
 
 @contextmanager
 def run_log(config: RunConfig, *, fresh: bool = False) -> Iterator[RunLog]:
-    """The log of a run; `fresh` says that there may be none yet.
+    """The log of a run; with `fresh` there may be none yet.
 
     ConfigError: the run directory has no log. BrokerError: its broker does not start.
     """

@@ -1,4 +1,4 @@
-"""The processes of a run: command lines, environments, and which of them live and die together."""
+"""The processes of a run: command lines, environments, and which of them are restarted together."""
 
 import os
 import sys
@@ -13,12 +13,12 @@ _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 
 def units(config: RunConfig) -> list[Unit]:
-    """Every service as the supervisor starts it, in stopping order."""
+    """Every service as the supervisor starts it, in the order in which they are stopped."""
     return [unit for service in SERVICES for unit in service_units(config, service)]
 
 
 def service_units(config: RunConfig, service: str) -> list[Unit]:
-    """A service's replicas, a unit each; the learner's ranks are one unit, for none can go on without the others."""
+    """A service's replicas, a unit each; the learner's ranks are one unit: none can work without the others."""
     count = config.replicas_of(service)
     threads = _threads(config.service(service) if service in ("producer", "learner") else None)
     processes = []
@@ -28,8 +28,8 @@ def service_units(config: RunConfig, service: str) -> list[Unit]:
         # Without compiled modules torch and vLLM take three times as long to import, at every start of a service.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         if service == "learner":
-            # Where the ranks meet they tell one another through the run directory: a port chosen here could be taken
-            # by somebody else before they listen.
+            # The ranks agree on their rendezvous address through the run directory: a port chosen here could be taken
+            # by another program before they listen.
             env |= {"RANK": str(ordinal), "LOCAL_RANK": str(ordinal), "WORLD_SIZE": str(count)}
         name = process_name(service, ordinal, count)
         layout = config.layout
@@ -56,5 +56,5 @@ def _argv(config: RunConfig, service: str, ordinal: int) -> tuple[str, ...]:
 
 
 def _threads(settings: Any) -> int:
-    """CPU threads of one process: the light services do no arithmetic worth a second one."""
+    """CPU threads of one process: its `threads` setting, or 1 for services without one, which compute little."""
     return int(getattr(settings, "threads", None) or 1)

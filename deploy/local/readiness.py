@@ -1,4 +1,4 @@
-"""Asking a service that starts whether it does its work yet (`/ready`, on the port in its health file)."""
+"""Readiness probe: asks a starting service for `/ready`, on the port in its health file, until it is."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ _ANSWER_S: Final = 2.0
 
 
 async def until_ready(health: Path, pid: int) -> None:
-    """Returns once process `pid` says that it is ready; never otherwise, so the caller cancels it."""
+    """Returns once process `pid` reports that it is ready; it has no deadline, so the caller cancels it."""
     while True:
         port = _port_of(health, pid)
         if port is not None and await _is_ready(port):
@@ -19,10 +19,10 @@ async def until_ready(health: Path, pid: int) -> None:
 
 
 def _port_of(health: Path, pid: int) -> int | None:
-    """Where process `pid` answers; None where the file is not there or its predecessor's."""
+    """The port on which process `pid` answers; None where the file is missing or is its predecessor's."""
     try:
-        said = json.loads(health.read_text())
-        return int(said["port"]) if said["pid"] == pid else None
+        status = json.loads(health.read_text())
+        return int(status["port"]) if status["pid"] == pid else None
     except (OSError, ValueError, KeyError):
         return None
 

@@ -34,7 +34,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BROKER_STOP_S: Final = 10.0
 _BROKER_LOOK_S: Final = 0.1
 _HOUR_MS: Final = 3_600_000
-_LETTER_MARGIN_BYTES: Final = 2 << 20
+_DEAD_LETTER_MARGIN_BYTES: Final = 2 << 20
 
 
 class Session:
@@ -80,19 +80,19 @@ class Session:
 
     @property
     def broker_kind(self) -> str:
-        """Which broker it is."""
+        """`kafka`, `embedded` or `external`."""
         assert self._broker is not None
         return self._broker.kind
 
     @property
     def _storage(self) -> tuple[Path, ...]:
-        """What may be a disk of its own, and full."""
+        """Directories that may be file systems of their own, each of which may be full."""
         root = self.config.directory
         return (root, root / "broker", root / "blobs", root / "checkpoints")
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each service was started again."""
+        """Service → how often it was restarted."""
         return {} if self._supervisor is None else dict(self._supervisor.restarts)
 
     async def serve(
@@ -100,7 +100,7 @@ class Session:
     ) -> T | None:
         """Runs all services until `until` is done (its result) or the run is stopped; they have ended on return.
 
-        `services` are other units than the run's own, as a measurement has them.
+        `services` replaces the run's own units, for measurements.
         GaveUpError: a service or the broker cannot be kept alive. StoppedError: the user stopped it before `until`.
         """
         await asyncio.to_thread(apply_environment)
@@ -151,7 +151,7 @@ class Session:
         await self.stopping.wait()
 
     async def _start_broker(self) -> None:
-        """In a thread, and given up as soon as the user stops the run: stopping it makes the start fail."""
+        """Starts it in a thread; if the user stops the run meanwhile, stops the broker, which makes the start fail."""
         self._broker = open_broker(self.config.broker.build(), self.config.directory)
         starting = asyncio.create_task(asyncio.to_thread(self._broker.start, self.config.supervisor.broker_s))
         stopped = asyncio.create_task(self.stopping.wait())
@@ -166,34 +166,34 @@ class Session:
             raise failed
 
     async def _keep_broker(self) -> None:
-        """Starts a local broker again when it died, as the supervisor does services. GaveUpError: too often."""
+        """Restarts a local broker that ended, as the supervisor restarts services. GaveUpError: too often."""
         assert self._broker is not None
         restarts = Restarts(self._policy)
         loop = asyncio.get_running_loop()
         log = self.config.layout.log("broker")
-        served_s, said = 0.0, f"the broker ended (see {log})"
+        served_s, ended = 0.0, f"the broker ended (see {log})"
         ready_s: float | None = loop.time()
         while self._broker.kind != "external" and not self.stopping.is_set():
             if ready_s is not None:
                 while await asyncio.to_thread(self._broker.alive):
                     if await self._stopped_within(_BROKER_LOOK_S):
                         return
-                served_s, said = loop.time() - ready_s, f"the broker ended (see {log})"
+                served_s, ended = loop.time() - ready_s, f"the broker ended (see {log})"
             obstacle = None
             if served_s < self._policy.quick_s:
                 obstacle = await asyncio.to_thread(storage_obstacle, self._storage)
             delay_s = restarts.failed(served_s, obstacle is not None, self._broker.exit_code in STRUCK)
             if delay_s is None:
-                raise GaveUpError(f"gave up on the broker after {restarts.quick} quick failures: {said}", 1)
+                raise GaveUpError(f"gave up on the broker after {restarts.quick} quick failures: {ended}", 1)
             cause = f"; the cause lies outside ({obstacle})" if obstacle is not None else ""
-            self._note(f"{said}{cause}; starting it again {f'in {delay_s:g} s' if delay_s else 'at once'}")
+            self._note(f"{ended}{cause}; starting it again {f'in {delay_s:g} s' if delay_s else 'at once'}")
             if await self._stopped_within(delay_s):
                 return
             try:
                 await asyncio.to_thread(self._broker.start, self.config.supervisor.broker_s)
                 ready_s = loop.time()
             except (BrokerError, OSError) as error:
-                ready_s, served_s, said = None, 0.0, f"the broker did not start: {error}"
+                ready_s, served_s, ended = None, 0.0, f"the broker did not start: {error}"
 
     async def _stopped_within(self, seconds: float) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -210,7 +210,7 @@ class Session:
 
 
 def quiet_clients() -> None:
-    """Silences what Kafka's clients log of hiccups that they mend themselves: moving leaders, slow turns of a loop."""
+    """Silences what Kafka's clients log of conditions that they recover from: moving leaders, slow event loops."""
     for name in ("aiokafka", "kafka"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -224,15 +224,15 @@ def topic_specs(config: RunConfig) -> list[TopicSpec]:
     """The catalogue's topics as this run has them."""
     retention_ms = int(config.run.retention_h * _HOUR_MS) or -1
     limit = {"max.message.bytes": str(config.broker.message_max_bytes)} if config.broker.kind == "external" else {}
-    # A record as large as a topic takes, refused, must still fit into its letter.
-    letter_limit = {"max.message.bytes": str(config.broker.message_max_bytes + _LETTER_MARGIN_BYTES)}
+    # The largest record that a topic takes must fit into a dead letter, with its headers and error.
+    dead_letter_limit = {"max.message.bytes": str(config.broker.message_max_bytes + _DEAD_LETTER_MARGIN_BYTES)}
     return [
         TopicSpec(
             topic.on(config.run.id),
             config.run.partitions if topic.sharded else 1,
             topic.cleanup,
             None if topic.cleanup == "compact" else retention_ms,
-            letter_limit if topic.name == "dead-letters" else limit,
+            dead_letter_limit if topic.name == "dead-letters" else limit,
         )
         for topic in TOPICS.values()
     ]

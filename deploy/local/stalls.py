@@ -1,4 +1,4 @@
-"""Which service stands still, said from outside: a service that is gone or hangs cannot say it itself."""
+"""Which service stands still, judged from outside: a service that is gone or hangs cannot report it itself."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 from schemas.services import SERVICES
 
 _QUIET_S: Final = 10.0
-"""A service that has input and wrote nothing for this long is named, also where it answers."""
+"""A service that has input and has written nothing for this long is named even if it answers."""
 
 
 def stalls(states: Mapping[str, str], lags: Mapping[str, Mapping[str, int]], ages_s: Mapping[str, float]) -> list[str]:
@@ -14,7 +14,8 @@ def stalls(states: Mapping[str, str], lags: Mapping[str, Mapping[str, int]], age
 
     `states`: process → `ready`, `starting`, `not running` or `does not answer`; `lags`: topic → service that commits
     it → records that it has not finished; `ages_s`: topic → seconds since its newest record. A service that answers is
-    judged by its input alone: a further one (the aggregator's `prompts`) is unfinished as long as a group is open.
+    judged by its input alone: records of a further one (the aggregator's `prompts`) stay unfinished while a group is
+    open.
     """
     found = []
     for name, service in SERVICES.items():
@@ -34,7 +35,7 @@ def stalls(states: Mapping[str, str], lags: Mapping[str, Mapping[str, int]], age
 
 
 def state_of(answer: Mapping[str, Any] | None, pid: int | None) -> str:
-    """One word or three on a process: what it answered, and its process id if it is there."""
+    """A process's state, from what it answered (None: nothing) and its process id (None: it is not there)."""
     if answer is not None:
         return "ready" if answer["ready"] else "starting"
     return "not running" if pid is None else "does not answer"

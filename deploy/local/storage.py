@@ -1,4 +1,4 @@
-"""Whether a run's directories can be written: most services die of a full disk, each with another error."""
+"""Whether a run's directories can be written: a full disk ends most services, each with a different error."""
 
 import contextlib
 import os

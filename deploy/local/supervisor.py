@@ -2,10 +2,10 @@
 
     supervisor = Supervisor(units, policy, stop_s=20)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(supervisor.keep(stopping))      # GaveUpError when a unit is beyond help
+        tasks.create_task(supervisor.keep(stopping))      # GaveUpError when a unit cannot be kept alive
 
-A *unit* is what lives and dies together: one service process, or all ranks of the learner. A unit whose process ended
-is started again by `deploy.local.restarts`: at once where it had been at work, with back-off otherwise. Exit code 2
+A *unit* is started and stopped as one: one service process, or all ranks of the learner. A unit whose process ended
+is restarted by `deploy.local.restarts`: at once where it had been at work, with back-off otherwise. Exit code 2
 (the user's configuration) and too many quick failures end the run; what has its cause outside (exit code 75, or a
 directory of `storage` that cannot be written) does not, however long it lasts. The units stop in their order and are
 killed when `stop_s` is over. If this process itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the
@@ -31,12 +31,12 @@ from streams.processes.child import Child
 logger = logging.getLogger(__name__)
 
 EXIT_OUTSIDE = 75
-"""How `streams.runtime.service` says that the cause lies outside; importing that would load the log's clients."""
+"""Exit code of `streams.runtime.service` for a cause outside it; importing it from there would load Kafka clients."""
 
 _TAIL_BYTES = 16_384
 _KILLED_S = 10.0
 _MATE_S = 3.0
-"""How long the other ranks may take to end when one died: they hang in a collective, so waiting longer is idle."""
+"""How long the other ranks may take to end when one has ended: they hang in a collective, so waiting longer is idle."""
 
 
 class GaveUpError(DeployError):
@@ -57,12 +57,12 @@ class ProcessSpec:
     log: Path
     pid_file: Path
     health: Path | None = None
-    """Where it says on which port it can be asked whether it is ready; None: it is as soon as it runs."""
+    """The file that names the port of its readiness probe; None: it is ready as soon as it runs."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Processes that live and die together."""
+    """Processes that are started, restarted and stopped together."""
 
     service: str
     processes: tuple[ProcessSpec, ...]
@@ -70,7 +70,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class _End:
-    """How a unit's life ended: the process that ended first, for how long all had been ready, whose fault it was."""
+    """How a unit ended: the process that ended first, for how long all had been ready, and the cause if outside."""
 
     name: str
     code: int | None
@@ -86,7 +86,7 @@ class _End:
 
 
 class Supervisor:
-    """See the module. `note` is told, in a sentence, what a person at the screen should know."""
+    """See the module. `note` is called with each sentence that the person at the screen should read."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Supervisor:
         finally:
             stopping.set()
             waiting.cancel()
-            # Shielded: a cancelled keeper of keepers must still leave no process behind.
+            # Shielded: even when this call is cancelled, no process may be left behind.
             await asyncio.shield(self._stop())
             outcomes = await asyncio.gather(*keepers, return_exceptions=True)
             self._guard.close()
@@ -182,7 +182,7 @@ class Supervisor:
 
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:
-            return "it says so"
+            return f"its exit code is {EXIT_OUTSIDE}"
         if served_s >= self._policy.quick_s and child.returncode in STRUCK:
             return None  # it is started again at once
         return await asyncio.to_thread(storage_obstacle, self._storage)
@@ -193,7 +193,7 @@ class Supervisor:
             self._guarding().remove(child.pid)
 
     async def _until_ended(self, children: Sequence[Child], stopping: asyncio.Event) -> tuple[Child, float]:
-        """Waits until all have ended; the one that did first, and when that was, by the monotonic clock."""
+        """Waits until all have ended; returns the one that ended first, and when, by the monotonic clock (seconds)."""
         ends = {asyncio.create_task(child.ended(), name=f"end of {child.name}"): child for child in children}
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         first, ended_s = next(child for end, child in ends.items() if end in done), time.monotonic()
@@ -209,7 +209,7 @@ class Supervisor:
         return self._guard
 
     async def _stop(self) -> None:
-        """In order: each unit has its share of the time before the next is stopped too; all are killed at its end."""
+        """Stops the units in order, each with its share of `stop_s` before the next is stopped too; then kills all."""
         deadline = time.monotonic() + self._stop_s
         share_s = self._stop_s / (1 + len(self._units))
         for unit in self._units:
@@ -226,7 +226,7 @@ class Supervisor:
 
 
 async def _all_ready(specs: Sequence[ProcessSpec], children: Sequence[Child]) -> float:
-    """Waits until every process is ready; when that was, by the monotonic clock."""
+    """Waits until every process is ready; returns when that was, by the monotonic clock (seconds)."""
     for spec, child in zip(specs, children, strict=True):
         if spec.health is not None:
             await until_ready(spec.health, child.pid)
@@ -234,7 +234,7 @@ async def _all_ready(specs: Sequence[ProcessSpec], children: Sequence[Child]) ->
 
 
 async def _end_all(children: Sequence[Child], patience_s: float, killed: asyncio.Event) -> None:
-    """SIGTERM to each, then SIGKILL to the groups of those that live on after `patience_s`, or once `killed` is set."""
+    """SIGTERM to each; after `patience_s` seconds, or once `killed` is set, SIGKILL to the groups of those alive."""
     for child in children:
         child.send(SIGTERM)
     await _wait_ended(children, patience_s, killed)
@@ -264,15 +264,15 @@ async def _gathered(ends: Sequence[asyncio.Task[int]]) -> bool:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that is not blank, at most 400 characters."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return "it wrote no log"
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:400] if said else "it said nothing"
+    written = [line.strip() for line in lines if line.strip()]
+    return written[-1][:400] if written else "its log is empty"
 
 
 def _code_text(code: int | None) -> str:

@@ -161,7 +161,7 @@ async def test_what_has_its_cause_outside_is_started_again_for_as_long_as_it_las
     assert not keeping.done()
     stopping.set()
     await keeping
-    said = f"svc ended with exit code 75: No space left on device (see {log}); the cause lies outside (it says so)"
+    said = f"svc ended with exit code 75: No space left on device (see {log}); the cause lies outside (its exit code is 75)"
     assert notes[0] == f"{said}; starting it again in 0.01 s"
 
 
@@ -369,6 +369,6 @@ def test_last_line_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     assert last_line(log) == "it wrote no log"
     log.write_text("")
-    assert last_line(log) == "it said nothing"
+    assert last_line(log) == "its log is empty"
     log.write_text("one\ntwo\n\n")
     assert last_line(log) == "two"
