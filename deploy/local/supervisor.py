@@ -182,7 +182,7 @@ class Supervisor:
 
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:
-            return f"its exit code is {EXIT_OUTSIDE}"
+            return "as its exit code says"
         if served_s >= self._policy.quick_s and child.returncode in STRUCK:
             return None  # it is started again at once
         return await asyncio.to_thread(storage_obstacle, self._storage)
