@@ -161,8 +161,8 @@ async def test_what_has_its_cause_outside_is_started_again_for_as_long_as_it_las
     assert not keeping.done()
     stopping.set()
     await keeping
-    first = f"svc ended with exit code 75: No space left on device (see {log}); the cause lies outside (as its exit code says)"
-    assert notes[0] == f"{first}; starting it again in 0.01 s"
+    ended = f"svc ended with exit code 75: No space left on device (see {log})"
+    assert notes[0] == f"{ended}; the cause lies outside (as its exit code says); starting it again in 0.01 s"
 
 
 async def test_a_directory_that_cannot_be_written_is_an_outside_cause(tmp_path: Path) -> None:
