@@ -10,7 +10,7 @@ import pytest
 
 from deploy.config.preflight import check
 from deploy.config.run import load
-from schemas import TOPICS
+from schemas import TOPICS, services
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,6 +48,10 @@ def test_the_readme_shows_the_two_commands_first_and_every_topic() -> None:
     block = README.split("```")[1]
     assert [line.split()[1] for line in block.strip().splitlines()] == ["demo", "test"]
     assert all(f"`{name}`" in README for name in TOPICS)
+
+
+def test_the_table_of_services_is_the_one_that_the_declaration_prints() -> None:
+    assert services.table() in README
 
 
 @pytest.mark.parametrize("page", PAGES)
