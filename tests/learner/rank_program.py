@@ -206,7 +206,7 @@ def vars_of(position: Position) -> tuple[int, ...]:
 
 
 def damage(ranks: RankGroup, directory: Path) -> Any:
-    """The newest checkpoint loses a byte, one that was never finished lies about: the one before is taken."""
+    """The newest checkpoint has a wrong byte, and an unfinished one lies beside it: the one before is taken."""
     root = directory / f"damage-{ranks.world}"
     checkpoints = CheckpointManager(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
@@ -234,29 +234,29 @@ def damage(ranks: RankGroup, directory: Path) -> Any:
 
 
 def damages(ranks: RankGroup, directory: Path) -> Any:
-    """Each way in which the newest checkpoint can be spoilt: which one is taken then, and what the log says."""
+    """Each way of damaging the newest checkpoint: which one is taken then, and what is logged."""
     root = directory / f"damages-{ranks.world}"
     trainer = trainer_of(ranks, directory)
-    said: list[str] = []
+    lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("learner.checkpoint.manager").addHandler(handler)
     results = {}
-    for name, spoil in SPOILT.items():
+    for name, damage_file in DAMAGES.items():
         checkpoints = CheckpointManager(root / name, "m", Retention(2), ranks)
         for step in (1, 2):
             checkpoints.save(Position(step, step, step, step), checkpoints.stage(trainer.state()))
         ranks.exchange(b"saved")
         if ranks.rank == 0:
-            spoil(root / name / "step-2")
-        ranks.exchange(b"spoilt")
-        said.clear()
+            damage_file(root / name / "step-2")
+        ranks.exchange(b"damaged")
+        lines.clear()
         found = checkpoints.newest()
-        results[name] = (found[0].name if found else None, list(said))
-        # Training goes on from the one before, comes to the same step, and writes it anew.
+        results[name] = (found[0].name if found else None, list(lines))
+        # Training resumes from the one before, reaches the same step, and writes it again.
         checkpoints.save(Position(2, 2, 2, 2), checkpoints.stage(trainer.state()))
         again = checkpoints.newest()
-        results[f"{name}, written anew"] = (again[0].name if again else None, [])
+        results[f"{name}, rewritten"] = (again[0].name if again else None, [])
     return results
 
 
@@ -266,7 +266,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-SPOILT: dict[str, Callable[[Path], Any]] = {
+DAMAGES: dict[str, Callable[[Path], Any]] = {
     "bit flip": lambda path: flip(path / "rank-1.safetensors"),
     "truncation": lambda path: os.truncate(path / "rank-1.safetensors", 1000),
     "missing file": lambda path: (path / "rank-1.safetensors").unlink(),
@@ -276,7 +276,7 @@ SPOILT: dict[str, Callable[[Path], Any]] = {
 
 
 def other_model(ranks: RankGroup, directory: Path) -> Any:
-    """What reading a checkpoint of another model says."""
+    """The error of reading a checkpoint of another model."""
     try:
         CheckpointManager(directory / f"resume-{ranks.world}", "another", Retention(1), ranks).newest()
     except CheckpointError as error:
@@ -284,7 +284,7 @@ def other_model(ranks: RankGroup, directory: Path) -> Any:
 
 
 def full_disk(ranks: RankGroup, directory: Path) -> Any:
-    """The last rank's file cannot be written: nobody believes in the checkpoint."""
+    """The last rank's file cannot be written: the checkpoint exists for no rank."""
     root = directory / f"full-{ranks.world}"
     checkpoints = CheckpointManager(root, "m", Retention(2), ranks)
     trainer = trainer_of(ranks, directory)
@@ -325,7 +325,7 @@ def nothing(ranks: RankGroup, directory: Path) -> Any:
 
 
 def modes(ranks: RankGroup, directory: Path) -> Any:
-    """Every way of routing and of the old policy trains; what it reports of replay."""
+    """Every way of routing and of the old policy trains; what it reports of router replay."""
     results = {}
     for mode, old in (("rollout", "proximal"), ("old", "proximal"), ("off", "proximal"), ("rollout", "rollout")):
         trainer = trainer_of(ranks, directory, router_replay=mode, old=old, updates_per_batch=1)

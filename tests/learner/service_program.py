@@ -12,9 +12,9 @@ from streams.context import RunContext
 from streams.runtime.service import run_service
 
 
-def run(told_context: str, told_settings: str) -> int:
+def run(context_json: str, settings_json: str) -> int:
     """Both are JSON; the exit code."""
-    told = json.loads(told_context)
-    context = RunContext(**{**told, "directory": Path(told["directory"])})
-    settings = msgspec.json.decode(told_settings, type=LearnerSettings)
+    values = json.loads(context_json)
+    context = RunContext(**{**values, "directory": Path(values["directory"])})
+    settings = msgspec.json.decode(settings_json, type=LearnerSettings)
     return run_service("learner", context, partial(main, settings=settings))

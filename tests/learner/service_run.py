@@ -58,7 +58,7 @@ class Run:
 
     @contextmanager
     def ranks(self) -> Iterator[list[Any]]:
-        """All ranks; killed at the end if they still live."""
+        """All ranks; killed at the end if they still run."""
         children = [self.start(rank) for rank in range(self.context.replicas)]
         try:
             yield children
@@ -68,9 +68,9 @@ class Run:
                 child.wait(10)
 
     def start(self, rank: int) -> Any:
-        told = {**vars_of(self.context), "ordinal": rank}
+        values = {**vars_of(self.context), "ordinal": rank}
         out = self.context.directory / f"rank-{rank}.log"
-        return self.zygote.start("service", [json.dumps(told), json.dumps(self.settings)], out, out, **self.env)
+        return self.zygote.start("service", [json.dumps(values), json.dumps(self.settings)], out, out, **self.env)
 
     def complaint(self, rank: int) -> str:
         return (self.context.directory / f"rank-{rank}.log").read_text()
@@ -80,7 +80,7 @@ class Run:
         return [decode(record.value) for record in records]
 
     async def records(self, topic: str, count: int, children: Sequence[Any]) -> None:
-        """Wait until `topic` holds so many."""
+        """Wait until `topic` holds `count` records."""
         async with asyncio.timeout(DEADLINE_S):
             while len(await self.events(topic)) < count:
                 assert all(child.poll() is None for child in children), self.complaint(0) + self.complaint(1)
@@ -154,9 +154,9 @@ IN_ORDER = (((0, 1), (2, 3)), ((4, 5), (6, 7)))
 
 
 async def write_batches(
-    run: Run, first: int, count: int, spoil: bool = False, ranks: tuple[tuple[tuple[int, ...], ...], ...] = IN_ORDER
+    run: Run, first: int, count: int, corrupt: bool = False, ranks: tuple[tuple[tuple[int, ...], ...], ...] = IN_ORDER
 ) -> list[BatchPlanned]:
-    """Batches of eight rollouts, two micro-batches a rank; `spoil` ruins three rollouts of each in different ways."""
+    """Batches of eight rollouts, two micro-batches a rank; `corrupt` damages three rollouts of each differently."""
     blobs = BlobStore(run.context.blob_uri)
     plans = []
     async with Writer(run.log) as writer:
@@ -165,14 +165,14 @@ async def write_batches(
             for index in range(8):
                 event = completed(index, batch, blobs if index % 2 else None)
                 planned_id = event.rollout_id
-                if spoil and index == 1:
+                if corrupt and index == 1:
                     assert event.routes is not None and event.routes.blob is not None
                     wrong = BlobRef(uri=event.routes.blob.uri, size=event.routes.blob.size, digest="0" * 64)
                     event = msgspec.structs.replace(event, routes=msgspec.structs.replace(event.routes, blob=wrong))
-                if spoil and index == 2:
+                if corrupt and index == 2:
                     planned_id = "another"
                 ref = await writer.write(Output("rollouts", event, key=GROUP))
-                if spoil and index == 4:
+                if corrupt and index == 4:
                     ref = Ref(ref.topic, 1 - ref.partition, ref.offset)
                 sequences.append(
                     PlannedSequence(
@@ -201,6 +201,6 @@ async def write_batches(
 
 
 async def end(children: Sequence[Any]) -> list[int]:
-    """SIGTERM to rank 0 alone: it tells the other."""
+    """SIGTERM to rank 0 alone, which passes it on to the others."""
     children[0].send_signal(signal.SIGTERM)
     return [await asyncio.to_thread(child.wait, DEADLINE_S) for child in children]

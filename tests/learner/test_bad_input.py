@@ -1,5 +1,5 @@
-"""Two ranks of the service on a log with every record that does not fit: each is refused in one sentence and kept, the
-rest is trained on, every rollout has one end, and a life that goes on from a checkpoint makes the same weights.
+"""Two ranks of the service on a log with every kind of bad record: each is rejected in one sentence and becomes a dead
+letter, the rest is trained on, every rollout has one disposition, and a process that resumes makes the same weights.
 
 The proof that nothing was trained on a refused rollout: the weights are, bit for bit, those of a second run whose
 batches never held it.
@@ -39,7 +39,7 @@ from tests.learner.service_run import GROUP, Run, completed, end, make_topics
 BUDGET = 60
 """Tokens of a micro-batch here; the test's model takes sequences of 64."""
 
-Spoil = Callable[[RolloutCompleted], RolloutCompleted]
+Corrupt = Callable[[RolloutCompleted], RolloutCompleted]
 
 
 def routes_of(rollout: RolloutCompleted, change: Callable[[np.ndarray[Any, Any]], Any], **fields: Any) -> Routes:
@@ -50,27 +50,27 @@ def routes_of(rollout: RolloutCompleted, change: Callable[[np.ndarray[Any, Any]]
     return msgspec.structs.replace(rollout.routes, **changed)
 
 
-def with_routes(change: Callable[[np.ndarray[Any, Any]], Any], **fields: Any) -> Spoil:
-    def spoil(rollout: RolloutCompleted) -> RolloutCompleted:
+def with_routes(change: Callable[[np.ndarray[Any, Any]], Any], **fields: Any) -> Corrupt:
+    def corrupt(rollout: RolloutCompleted) -> RolloutCompleted:
         # A writer that does not check: `replace` would look at the number of tokens.
         msgspec.structs.force_setattr(rollout, "routes", routes_of(rollout, change, **fields))
         return rollout
 
-    return spoil
+    return corrupt
 
 
-def with_logprob(value: float) -> Spoil:
-    def spoil(rollout: RolloutCompleted) -> RolloutCompleted:
+def with_logprob(value: float) -> Corrupt:
+    def corrupt(rollout: RolloutCompleted) -> RolloutCompleted:
         array = rollout.logprobs.numpy().copy()
         array[1] = value
         msgspec.structs.force_setattr(rollout, "logprobs", NDArray.of(array))
         return rollout
 
-    return spoil
+    return corrupt
 
 
-def with_tokens(prompt: int, response: int, token: int = 5) -> Spoil:
-    def spoil(rollout: RolloutCompleted) -> RolloutCompleted:
+def with_tokens(prompt: int, response: int, token: int = 5) -> Corrupt:
+    def corrupt(rollout: RolloutCompleted) -> RolloutCompleted:
         return msgspec.structs.replace(
             rollout,
             prompt_ids=NDArray.of(np.full(prompt, 5, dtype=np.uint32)),
@@ -79,10 +79,10 @@ def with_tokens(prompt: int, response: int, token: int = 5) -> Spoil:
             routes=None,
         )
 
-    return spoil
+    return corrupt
 
 
-def drawn(**sampling: Any) -> Spoil:
+def drawn(**sampling: Any) -> Corrupt:
     return lambda rollout: msgspec.structs.replace(rollout, sampling=Sampling(max_tokens=8, **sampling))
 
 
@@ -94,7 +94,7 @@ def one_expert(number: int) -> Callable[[np.ndarray[Any, Any]], Any]:
     return change
 
 
-BAD: tuple[tuple[str, Spoil], ...] = (
+BAD: tuple[tuple[str, Corrupt], ...] = (
     ("routes are of 3 layers and top-2 of 4 experts, the model has 2 and top-2 of 4",
      with_routes(lambda array: np.concatenate([array, array[:, :1]], axis=1))),
     ("routes are of 2 layers and top-3 of 4 experts, the model has 2 and top-2 of 4",
@@ -114,14 +114,14 @@ BAD: tuple[tuple[str, Spoil], ...] = (
     ("sampled with temperature 0, top_p 1, top_k 0", drawn(temperature=0.0)),
     ("sampled with temperature 1, top_p 0.9, top_k 0", drawn(top_p=0.9)),
 )  # fmt: skip
-"""What is wrong with a record, in the words of its refusal."""
+"""Each bad record, with the sentence that rejects it."""
 
 HALF = len(BAD) // 2
 
 
 @dataclass
 class Written:
-    """What was put on the log: the refusal that is due by rollout id, its record's bytes and place."""
+    """What was written to the log: the expected rejection by rollout id, its record's bytes and place."""
 
     due: dict[str, str] = field(default_factory=dict)
     records: dict[str, tuple[Ref, bytes]] = field(default_factory=dict)
@@ -137,20 +137,20 @@ class Log:
         self._without_bad = without_bad
         self.written = Written()
 
-    async def batch(self, bad: Sequence[tuple[str, Spoil]], good: int, ranks: Any = None) -> None:
+    async def batch(self, bad: Sequence[tuple[str, Corrupt]], good: int, ranks: Any = None) -> None:
         """The next batch: the `bad` records and then `good` ones, two sequences a micro-batch, dealt to two ranks."""
         number = len(self.written.plans)
-        wanted: list[tuple[str, Spoil | None]] = [*bad, *[("", None)] * good]
+        wanted: list[tuple[str, Corrupt | None]] = [*bad, *[("", None)] * good]
         sequences: list[PlannedSequence] = []
         micros = defaultdict[int, list[int]](list)
-        for index, (sentence, spoil) in enumerate(wanted):
-            if spoil is None:
+        for index, (sentence, corrupt) in enumerate(wanted):
+            if corrupt is None:
                 event = completed(index, number)
             elif self._without_bad:
                 continue
             else:
-                # Three prompt and two response tokens, which the sentences count on.
-                event = spoil(completed(5 * (index + 20), number))
+                # Three prompt and two response tokens, as the sentences expect.
+                event = corrupt(completed(5 * (index + 20), number))
                 self.written.due[event.rollout_id] = sentence
             micros[index // 2].append(len(sequences))
             sequences.append(await self._planned(event, index))
@@ -217,14 +217,14 @@ DEALT: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...] = (
     (((0, 1),), ((2, 3, 1),)),
     (((0, 1),), ((3,),)),
 )
-"""Ranks that do not fit four sequences: one is not there, one is twice, one is left out."""
+"""Ranks that do not fit four sequences: one is unknown, one comes twice, one is left out."""
 EMPTY = 3
 LAST = 5
 """Weights after the last batch."""
 
 
 async def digests(run: Run) -> dict[int, set[str | None]]:
-    """By version, what was published; more than one where two lives differ."""
+    """Digests of the published weights by version; more than one where two processes differ."""
     found: dict[int, set[str | None]] = defaultdict(set)
     for event in await run.events("weights"):
         if isinstance(event, WeightsPublished):
@@ -232,8 +232,8 @@ async def digests(run: Run) -> dict[int, set[str | None]]:
     return found
 
 
-async def lives(run: Run) -> None:
-    """One life up to a checkpoint before anything bad, one that is killed after it all, one that does it again."""
+async def train_with_restarts(run: Run) -> None:
+    """Ranks that stop at a checkpoint before any bad record, ranks killed at the end, ranks that do it again."""
     run.settings |= {"max_steps": 1, "checkpoint_every": 100}
     with run.ranks() as children:
         await run.published(1, children)
@@ -249,13 +249,13 @@ async def lives(run: Run) -> None:
         assert await end(children) == [0, 0], run.complaint(0)
 
 
-async def test_what_does_not_fit_is_refused_and_nothing_is_trained_on_it(run: Run, tmp_path: Path) -> None:
+async def test_bad_records_are_rejected_and_nothing_is_trained_on_them(run: Run, tmp_path: Path) -> None:
     written = await write(run)
-    await lives(run)
+    await train_with_restarts(run)
     steps = [event for event in await run.events("steps") if isinstance(event, StepCompleted)]
     assert sorted(step.step for step in steps) == [1, *sorted([*range(2, LAST + 1)] * 2)]
     check_refusals(written, steps)
-    await check_letters(run, written)
+    await check_dead_letters(run, written)
     await check_audit(run, written)
     published = await digests(run)
     assert {version: len(found) for version, found in published.items()} == dict.fromkeys(range(1, LAST + 1), 1)
@@ -277,29 +277,29 @@ async def test_what_does_not_fit_is_refused_and_nothing_is_trained_on_it(run: Ru
 
 
 def check_refusals(written: Written, steps: Sequence[StepCompleted]) -> None:
-    """Both lives name the same rollouts with the same reasons, and train on all the others."""
-    told: dict[int, dict[str, str]] = {}
+    """Both processes reject the same rollouts for the same reasons, and train on all the others."""
+    rejected: dict[int, dict[str, str]] = {}
     for step in steps:
         plan = written.plans[step.batch]
         refused = {each.rollout_id: each.reason for each in step.rejected}
-        assert told.setdefault(step.step, refused) == refused
+        assert rejected.setdefault(step.step, refused) == refused
         left = [each for each in plan.sequences if each.rollout_id not in refused]
         assert (step.sequences, step.tokens) == (len(left), sum(each.response_tokens for each in left))
-    for number, refused in told.items():
+    for number, refused in rejected.items():
         assert refused.keys() == {each.rollout_id for each in written.plans[number - 1].sequences} & written.due.keys()
         for rollout_id, reason in refused.items():
             assert written.due[rollout_id] in reason and "\n" not in reason, reason
 
 
-async def check_letters(run: Run, written: Written) -> None:
-    """One letter for each record at fault, with its bytes and its key."""
-    letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
-    kept = {(letter.source, bytes(letter.data)): letter for letter in letters}
-    # A life that had read ahead when it ended has told some, which its successor tells again: same place, same bytes.
+async def check_dead_letters(run: Run, written: Written) -> None:
+    """One dead letter for each bad record, with its bytes and its key."""
+    dead_letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
+    kept = {(each.source, bytes(each.data)): each for each in dead_letters}
+    # A process that had prefetched when it ended wrote some, which its successor re-publishes: same place and bytes.
     assert kept.keys() == {written.records[name] for name in written.due}
     for name, sentence in written.due.items():
-        letter = kept[written.records[name]]
-        assert letter.stage == "learner" and sentence in letter.error and letter.key == GROUP.encode()
+        kept_letter = kept[written.records[name]]
+        assert kept_letter.stage == "learner" and sentence in kept_letter.error and kept_letter.key == GROUP.encode()
 
 
 async def check_audit(run: Run, written: Written) -> None:

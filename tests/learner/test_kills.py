@@ -1,4 +1,4 @@
-"""Killed at any instant, the learner goes on to the same bits, and every step and its weights are on the log."""
+"""Killed at any instant, the learner resumes to the same bits, and every step and its weights are on the log."""
 
 import asyncio
 import errno
@@ -41,30 +41,30 @@ POINTS = (
 """Each with the hit at which it kills; whichever rank gets there first dies."""
 
 MATE_S = 3.0
-"""What the supervisor leaves the other ranks to end by themselves."""
+"""How long the supervisor leaves the other ranks to end by themselves."""
 
 Digests = dict[int, list[str]]
 
 
 @dataclass
-class Lives:
-    """What the kills did: seconds from a kill to the end of the other rank, and to the next step."""
+class Kills:
+    """Measured on kills: seconds from a kill to the exit of the other rank, and from a start to the next step."""
 
     ended_s: list[float] = field(default_factory=list)
     progress_s: list[float] = field(default_factory=list)
-    unmet: int = 0
+    before_rendezvous: int = 0
 
     def __str__(self) -> str:
         ended, progress = sorted(self.ended_s) or [0.0], sorted(self.progress_s) or [0.0]
         return (
-            f"{len(self.ended_s) + self.unmet} kills, {self.unmet} before the ranks had met: the other rank ended "
-            f"after {ended[len(ended) // 2]:.2f} s (worst {ended[-1]:.2f}), the next step was on the log "
+            f"{len(self.ended_s) + self.before_rendezvous} kills, {self.before_rendezvous} before the rendezvous: the "
+            f"other rank ended after {ended[len(ended) // 2]:.2f} s (worst {ended[-1]:.2f}), the next step was logged "
             f"{progress[len(progress) // 2]:.2f} s after the start (worst {progress[-1]:.2f})"
         )
 
 
 async def recorded(run: Run, name: str, settings: Mapping[str, Any], ranks: int = 2) -> Run:
-    """The same log once more, under another name, with a directory of its own."""
+    """A run on a second copy of the same log, under another name, with its own directory."""
     directory = run.context.directory / name
     directory.mkdir()
     context = replace(run.context, run=f"{run.context.run}{name}", directory=directory, replicas=ranks)
@@ -88,7 +88,7 @@ async def weights(run: Run) -> Digests:
 
 
 async def steps(run: Run) -> dict[int, StepCompleted]:
-    """By number; one that was done twice says the same of what it did."""
+    """Steps by number; a step that was done twice reports the same both times."""
     found: dict[int, StepCompleted] = {}
     for event in await run.events("steps"):
         if isinstance(event, StepCompleted):
@@ -107,8 +107,11 @@ def optimizer(run: Run) -> list[str]:
 
 
 async def all_ready(run: Run, ranks: int) -> None:
-    """Where an earlier life published the last weights, this one is still starting, and a rank told to stop before it
-    met the others leaves them waiting for its successor; the supervisor tells all of them."""
+    """Wait until all ranks are ready, before one of them is stopped.
+
+    A rank that is stopped before the rendezvous leaves the others waiting for its successor, where a supervisor would
+    stop all of them. This may happen here: an earlier process may have published the last weights already.
+    """
     async with asyncio.timeout(DEADLINE_S):
         for rank in range(ranks):
             while not await asyncio.to_thread(answers, health_file(run.context.directory, "learner", rank, ranks)):
@@ -128,7 +131,7 @@ def answers(health: Path) -> bool:
 async def complete(run: Run, children: list[Any]) -> Digests:
     """Wait until the last step is done and saved, and end the ranks.
 
-    An earlier life may have published the last weights already: then this one does the steps after its checkpoint
+    An earlier process may have published the last weights already; this one then does the steps after its checkpoint
     again.
     """
     await run.published(STEPS, children)
@@ -142,24 +145,24 @@ async def complete(run: Run, children: list[Any]) -> Digests:
     return await weights(run)
 
 
-async def death(run: Run, children: list[Any], lives: Lives, mate_s: float = MATE_S) -> None:
-    """Wait until one rank has ended and then the other; note what that took, and the first step of this life."""
+async def death(run: Run, children: list[Any], observed: Kills, mate_s: float = MATE_S) -> None:
+    """Wait until one rank has exited and then the other; record both times, and that of these ranks' first step."""
     async with asyncio.timeout(DEADLINE_S):
         began, before = time.monotonic(), len(await run.events("steps"))
         stepped = False
         while all(child.poll() is None for child in children):
             if not stepped and len(await run.events("steps")) > before:
                 stepped = True
-                lives.progress_s.append(time.monotonic() - began)
+                observed.progress_s.append(time.monotonic() - began)
             await asyncio.sleep(0.02)
         died = time.monotonic()
         while any(child.poll() is None for child in children):
             if time.monotonic() > died + mate_s:
-                # One that has not met the others yet waits for their successors; the supervisor does not let it.
-                lives.unmet += 1
+                # Before the rendezvous a rank waits for the other's successor; the supervisor would stop it.
+                observed.before_rendezvous += 1
                 return
             await asyncio.sleep(0.02)
-        lives.ended_s.append(time.monotonic() - died)
+        observed.ended_s.append(time.monotonic() - died)
 
 
 def fired(run: Run) -> set[str]:
@@ -169,7 +172,7 @@ def fired(run: Run) -> set[str]:
 
 @pytest.fixture
 async def uninterrupted(run: Run) -> tuple[Digests, list[str]]:
-    """Weights by version, and the last checkpoint, of a run that nobody disturbed."""
+    """Weights by version, and the last checkpoint, of an undisturbed run."""
     plain = await recorded(run, "plain", {"max_steps": STEPS})
     with plain.ranks() as children:
         return await complete(plain, children), optimizer(plain)
@@ -179,40 +182,40 @@ async def test_a_kill_at_every_critical_point_changes_no_bit(
     run: Run, uninterrupted: tuple[Digests, list[str]]
 ) -> None:
     killed = await recorded(run, "points", {"max_steps": STEPS})
-    lives = Lives()
+    observed = Kills()
     for point, hit in POINTS:
         arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", point, "kill", hit)
         with killed.ranks() as children:
-            # All have met by then: the other rank ends by itself, however long a busy machine takes over that.
-            await death(killed, children, lives, mate_s=DEADLINE_S)
+            # The rendezvous is over by then, so the other rank ends by itself, however busy the machine is.
+            await death(killed, children, observed, mate_s=DEADLINE_S)
             (dead,) = [rank for rank, child in enumerate(children) if child.poll() == -signal.SIGKILL]
             last = killed.complaint(1 - dead).splitlines()[-1]
             assert f"learner rank {dead} is gone" in last, f"{point}: {last}"
-    assert lives.unmet == 0 and fired(killed) == {point for point, _ in POINTS}
+    assert observed.before_rendezvous == 0 and fired(killed) == {point for point, _ in POINTS}
     with killed.ranks() as children:
         digests = await complete(killed, children)
-    print(lives)
+    print(observed)
     assert (digests, optimizer(killed)) == uninterrupted
 
 
-async def kill_at_random(run: Run, seed: int, kills: int) -> Lives:
-    """Kill one rank or both, as many lives long: some steps after its start, at any instant of the next one."""
-    draw, lives = random.Random(seed), Lives()
+async def kill_at_random(run: Run, seed: int, kills: int) -> Kills:
+    """`kills` times, kill one rank or both: some steps after their start, at any instant of the next one."""
+    draw, observed = random.Random(seed), Kills()
     for _ in range(kills):
         enough = len(await run.events("steps")) + draw.randint(0, 4)
         with run.ranks() as children:
-            dying = asyncio.create_task(death(run, children, lives))
+            dying = asyncio.create_task(death(run, children, observed))
             while len(done := await run.events("steps")) < enough and not is_last(done) and not dying.done():
                 await asyncio.sleep(0.02)
             await asyncio.wait([dying], timeout=draw.uniform(0.0, 0.5))
             for child in draw.choice([children[:1], children[1:], children]):
                 child.kill()
             await dying
-    return lives
+    return observed
 
 
 def is_last(done: list[Any]) -> bool:
-    """Whether the run's last step is the newest record: nothing more comes of this life."""
+    """Whether the run's last step is the newest record, after which these ranks write no more."""
     return bool(done) and done[-1].step == STEPS
 
 
@@ -223,10 +226,10 @@ async def test_kills_at_any_instant_change_no_bit(
     run: Run, uninterrupted: tuple[Digests, list[str]], seed: int, kills: int
 ) -> None:
     killed = await recorded(run, f"seed{seed}", {"max_steps": STEPS})
-    lives = await kill_at_random(killed, seed, kills)
+    observed = await kill_at_random(killed, seed, kills)
     with killed.ranks() as children:
         digests = await complete(killed, children)
-    print(lives)
+    print(observed)
     assert (digests, optimizer(killed)) == uninterrupted
 
 
@@ -234,20 +237,20 @@ async def test_kills_at_any_instant_change_no_bit(
     ("before", "after"),
     [(2, 1), *(pytest.param(*counts, marks=pytest.mark.chaos) for counts in ((1, 2), (2, 4), (3, 2)))],
 )
-async def test_another_number_of_ranks_goes_on_with_the_same_batches(
+async def test_another_number_of_ranks_resumes_with_the_same_batches(
     run: Run, uninterrupted: tuple[Digests, list[str]], before: int, after: int
 ) -> None:
     killed = await recorded(run, "others", {"max_steps": STEPS}, before)
     arm(Path(killed.env["EACHPROMPT_FAULTS"]), "learner", "checkpoint.renamed", "kill")
     with killed.ranks() as children:
-        await death(killed, children, Lives())
+        await death(killed, children, Kills())
     others = Run(run.zygote, replace(killed.context, replicas=after), {**killed.settings, "ranks": after}, {})
     with others.ranks() as children:
         await others.published(STEPS, children)
         await all_ready(others, after)
         assert await end(children) == [0] * after, others.complaint(0)
     done = [event for event in await others.events("steps") if isinstance(event, StepCompleted)]
-    # The first life may have gone on while it wrote, until the next checkpoint; the second begins after the first.
+    # The killed ranks may have trained on until the next checkpoint; the others resume after the first checkpoint.
     once = [event.step for event in done[: CHECKPOINT_EVERY - STEPS]]
     assert once == list(range(1, len(once) + 1)) and CHECKPOINT_EVERY <= len(once) <= 2 * CHECKPOINT_EVERY
     assert [event.step for event in done[CHECKPOINT_EVERY - STEPS :]] == list(range(CHECKPOINT_EVERY + 1, STEPS + 1))
@@ -292,8 +295,8 @@ async def test_the_last_weights_come_out_though_only_the_checkpoint_did(run: Run
     assert sorted(await steps(last)) == list(range(1, STEPS + 1))
 
 
-async def test_training_goes_on_while_a_checkpoint_is_written(run: Run) -> None:
-    """The file of an armed fault is a pipe here: who looks into it stands still until somebody writes."""
+async def test_training_continues_while_a_checkpoint_is_written(run: Run) -> None:
+    """The file of an armed fault is a pipe here: a rank that opens it blocks until something is written."""
     held = await recorded(run, "held", {"checkpoint_every": 2})
     faults = Path(held.env["EACHPROMPT_FAULTS"])
     arm(faults, "learner", "checkpoint.renamed", "kill")
@@ -308,7 +311,7 @@ async def test_training_goes_on_while_a_checkpoint_is_written(run: Run) -> None:
         pipe.unlink()
         os.write(writing, b"kill 99")
         os.close(writing)
-        await death(held, children, Lives())
+        await death(held, children, Kills())
     assert checkpoint.exists() and fired(held) == {"checkpoint.renamed"}
     before = await published_digests(held, 3)
     with held.ranks() as children:
@@ -332,7 +335,7 @@ async def opened_for_writing(pipe: Path) -> int:
 
 
 async def published_digests(run: Run, version: int) -> list[list[str]]:
-    """Of each publication of a version, its files'."""
+    """The digests of the files of each publication of a version."""
     return [
         [file.blob.digest for file in event.files]
         for event in await run.events("weights")
@@ -344,7 +347,7 @@ def move(path: Path, target: Path) -> None:
     path.rename(target)
 
 
-async def test_what_an_earlier_life_rejected_stays_rejected(run: Run) -> None:
+async def test_what_an_earlier_process_rejected_stays_rejected(run: Run) -> None:
     again = await recorded(run, "rejected", {"checkpoint_every": 2 * STEPS})
     routes = completed(1, 1, BlobStore(again.context.blob_uri)).routes
     assert routes is not None and routes.blob is not None
@@ -354,11 +357,11 @@ async def test_what_an_earlier_life_rejected_stays_rejected(run: Run) -> None:
     with again.ranks() as children:
         first = {step.step: step for step in await again.steps(3, children)}[2]
     assert [(each.rollout_id, each.reason) for each in first.rejected] == [("g.0.1.1", first.rejected[0].reason)]
-    # By now it could be read. The step's weights are out, and must come out the same.
+    # By now it could be read, but the step's weights are published and must come out the same.
     move(hidden, lost)
     before = len(await again.events("steps"))
     with again.ranks() as children:
         await again.records("steps", before + 3, children)
     await steps(again)
-    letters = [event for event in await again.events("dead-letters") if isinstance(event, DeadLetter)]
-    assert len(letters) == 1
+    dead_letters = [event for event in await again.events("dead-letters") if isinstance(event, DeadLetter)]
+    assert len(dead_letters) == 1

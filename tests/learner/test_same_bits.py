@@ -1,7 +1,7 @@
-"""The same seed and the same log give the same weights, bit for bit: two services that never met, on a log each.
+"""The same seed and the same log give the same weights, bit for bit: two independent services, on a log each.
 
-And it could be otherwise: the same rollouts summed in another order give the same weights but for rounding, which the
-comparison sees.
+The comparison is sharp enough: the same rollouts summed in another order give weights that differ by rounding, which it
+detects.
 """
 
 import json
@@ -22,8 +22,8 @@ IN_ORDER: Ranks = (((0,), (1,), (2,), (3,)), ((4,), (5,), (6,), (7,)))
 TURNED: Ranks = (((3,), (1,), (0,), (2,)), ((4,), (7,), (6,), (5,)))
 
 
-async def live(run: Run, name: str, ranks: Ranks = IN_ORDER) -> tuple[Run, list[str]]:
-    """A run of its own on the same batches; digests of what it published, and of its checkpoint's weights, moments and
+async def train_run(run: Run, name: str, ranks: Ranks = IN_ORDER) -> tuple[Run, list[str]]:
+    """A separate run on the same batches; digests of what it published, and of its checkpoint's weights, moments and
     generators in float32."""
     directory = run.context.directory / name
     directory.mkdir()
@@ -45,7 +45,7 @@ def checkpoint(run: Run) -> Path:
 
 
 def tensors(run: Run) -> dict[str, torch.Tensor]:
-    """Of all ranks, by file and name."""
+    """All ranks' tensors, by file and name."""
     return {
         f"{path.name} {name}": tensor
         for path in sorted(checkpoint(run).glob("*.safetensors"))
@@ -54,11 +54,11 @@ def tensors(run: Run) -> dict[str, torch.Tensor]:
 
 
 async def test_the_same_log_gives_the_same_bits_and_another_order_does_not(run: Run) -> None:
-    first, said = await live(run, "a")
-    _, again = await live(run, "b")
-    assert again == said
-    turned, otherwise = await live(run, "c", TURNED)
-    assert otherwise != said
+    first, digests = await train_run(run, "a")
+    _, again = await train_run(run, "b")
+    assert again == digests
+    turned, otherwise = await train_run(run, "c", TURNED)
+    assert otherwise != digests
     mine, theirs = tensors(first), tensors(turned)
     assert mine.keys() == theirs.keys() and len(mine) > 0
     weights = [name for name in mine if " model." in name]

@@ -1,4 +1,4 @@
-"""Two ranks of the service on a real broker: batches in, steps and weights out; killed and started again."""
+"""Two ranks of the service on a real broker: batches in, steps and weights out; killed and restarted."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: 
     await make_topics(again)
     other = Run(run.zygote, again, {**run.settings, "max_steps": 6, "publish": {"kind": "delta", "anchor_every": 3}})
     await write_batches(other, 0, 5)
-    (spoilt,) = await write_batches(other, 5, 1, spoil=True)
+    (corrupted,) = await write_batches(other, 5, 1, corrupt=True)
     with other.ranks() as children:
         uninterrupted = await other.published(5, children)
         steps = await other.steps(6, children)
@@ -70,7 +70,7 @@ async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: 
     assert interrupted.kind == "full" and uninterrupted.kind == "delta"
     assert uninterrupted.digest == interrupted.digest is not None
     await check_chain(other, tmp_path / "held")
-    await check_rejected(other, spoilt, steps[-1])
+    await check_rejected(other, corrupted, steps[-1])
 
 
 async def check_refusal_is_answered(run: Run, children: list[Any]) -> None:
@@ -116,30 +116,30 @@ async def check_rejected(run: Run, plan: BatchPlanned, step: StepCompleted) -> N
     assert step.sequences == 5 and step.tokens == sum(
         sequence.response_tokens for index, sequence in enumerate(plan.sequences) if index not in (1, 2, 4)
     )
-    letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
-    assert {letter.source for letter in letters} == {Ref(*plan.sequences[index].rollout) for index in (1, 2)}
+    dead_letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
+    assert {each.source for each in dead_letters} == {Ref(*plan.sequences[index].rollout) for index in (1, 2)}
 
 
 async def waits(run: Run, rank: int, what: str, replicas: int) -> None:
-    """Until the rank's status says that it waits for `what`."""
+    """Wait until the rank's status reports that it waits for `what`."""
     health = health_file(run.context.directory, "learner", rank, replicas)
     async with asyncio.timeout(DEADLINE_S):
-        while what not in " ".join(await asyncio.to_thread(said_of, health)):
+        while what not in " ".join(await asyncio.to_thread(waits_of, health)):
             await asyncio.sleep(0.02)
 
 
-def said_of(health: Path) -> list[str]:
-    """What the service behind the health file says that it waits for."""
+def waits_of(health: Path) -> list[str]:
+    """What the service behind the health file reports that it waits for."""
     try:
         port = json.loads(health.read_text())["port"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as response:
-            said: list[str] = json.load(response)["waits"]
-            return said
+            lines: list[str] = json.load(response)["waits"]
+            return lines
     except OSError:
         return []
 
 
-async def test_told_to_stop_while_the_ranks_meet_all_stop(run: Run) -> None:
+async def test_a_rank_asked_to_stop_during_the_rendezvous_stops_all(run: Run) -> None:
     three = Run(run.zygote, replace(run.context, replicas=3), {**run.settings, "ranks": 3})
     alone = three.start(1)
     await waits(three, 1, "for learner rank 0 to listen at", 3)
@@ -150,7 +150,7 @@ async def test_told_to_stop_while_the_ranks_meet_all_stop(run: Run) -> None:
     assert "learner rank 1 was asked to stop, and rank 0 stops with it" in three.complaint(0)
 
 
-async def test_a_rank_that_does_not_come_is_named_by_all(run: Run) -> None:
+async def test_a_rank_that_does_not_connect_is_named_by_all(run: Run) -> None:
     settings = {**run.settings, "ranks": 3, "rendezvous_timeout_s": 4.0}
     three = Run(run.zygote, replace(run.context, replicas=3), settings)
     with killed_at_the_end(zero := three.start(0), one := three.start(1)):
@@ -208,5 +208,5 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
             service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
             with pytest.raises(ConfigurationError, match=sentence):
                 await main(service, LearnerSettings(**{"ranks": 1, **changes}))
-            # As the end of the service does: what runs beside `main` would be waited for.
+            # As the service's end does; otherwise the tasks spawned by `main` would be waited for.
             service.cancel_spawned()

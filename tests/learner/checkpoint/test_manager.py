@@ -40,12 +40,12 @@ def test_a_model_held_twice_learns_what_one_held_once_does_and_is_written_once(
     learner_directory: Path, two_ranks: list[dict[str, Any]], four_ranks: list[dict[str, Any]]
 ) -> None:
     close(learner_directory / "copies.safetensors", learner_directory / "weights-2.safetensors")
-    said = four_ranks[0]["copies"]
-    assert said["copies"] == 2
-    for norm, metrics in zip(said["norms"], two_ranks[0]["train"]["metrics"], strict=True):
+    results = four_ranks[0]["copies"]
+    assert results["copies"] == 2
+    for norm, metrics in zip(results["norms"], two_ranks[0]["train"]["metrics"], strict=True):
         assert norm == pytest.approx(metrics["grad_norm"], rel=1e-4)
     whole = sum(path.stat().st_size for path in learner_directory.glob("resume-2/step-2/*.safetensors"))
-    assert whole <= said["written"] < 1.2 * whole, "each shard is in the checkpoint once"
+    assert whole <= results["written"] < 1.2 * whole, "each shard is in the checkpoint once"
 
 
 def test_tensors_that_are_not_dealt_evenly_come_back_bit_by_bit_and_by_other_ranks(
@@ -64,7 +64,7 @@ def close(path: Path, other: Path) -> None:
 
 def test_old_checkpoints_are_deleted_and_a_damaged_one_is_skipped(two_ranks: list[dict[str, Any]]) -> None:
     assert two_ranks[0]["damage"]["kept"] == ["step-2", "step-3"]
-    assert [said["damage"]["taken"] for said in two_ranks] == ["step-2", "step-2"]
+    assert [results["damage"]["taken"] for results in two_ranks] == ["step-2", "step-2"]
 
 
 DAMAGES = {
@@ -78,12 +78,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_is_skipped_with_its_fault_in_the_log(two_ranks: list[dict[str, Any]], how: str) -> None:
-    for said in two_ranks:
-        taken, (line,) = said["damages"][how]
+    for results in two_ranks:
+        taken, (line,) = results["damages"][how]
         assert taken == "step-1"
         assert line.startswith("skips a damaged checkpoint and tries the one before it: checkpoint")
         assert re.search(DAMAGES[how], line), line
-        assert said["damages"][f"{how}, written anew"][0] == "step-2"
+        assert results["damages"][f"{how}, rewritten"][0] == "step-2"
 
 
 @given(st.sets(st.integers(1, 200)), st.integers(1, 5), st.integers(0, 20))
@@ -103,19 +103,19 @@ def test_a_damaged_checkpoint_does_not_count_as_kept() -> None:
 
 
 def test_every_rank_reports_that_no_checkpoint_is_intact(two_ranks: list[dict[str, Any]]) -> None:
-    for said in two_ranks:
-        assert "no checkpoint is intact" in said["damage"]["complaint"]
-        assert "differs from its digest" in said["damage"]["complaint"]
-        assert "no readable manifest.json" in said["damage"]["complaint"]
+    for results in two_ranks:
+        assert "no checkpoint is intact" in results["damage"]["complaint"]
+        assert "differs from its digest" in results["damage"]["complaint"]
+        assert "no readable manifest.json" in results["damage"]["complaint"]
 
 
 def test_what_one_rank_cannot_write_is_no_checkpoint_for_any(two_ranks: list[dict[str, Any]]) -> None:
-    for said in two_ranks:
-        assert said["full_disk"]["complaint"].startswith("rank 1: checkpoint in ")
-        assert "was not written" in said["full_disk"]["complaint"]
-        assert said["full_disk"]["newest"] == "step-1"
+    for results in two_ranks:
+        assert results["full_disk"]["complaint"].startswith("rank 1: checkpoint in ")
+        assert "was not written" in results["full_disk"]["complaint"]
+        assert results["full_disk"]["newest"] == "step-1"
 
 
 def test_a_checkpoint_of_another_model_is_refused(two_ranks: list[dict[str, Any]]) -> None:
-    for said in two_ranks:
-        assert "is of run and model m and not of another" in said["other_model"]
+    for results in two_ranks:
+        assert "is of run and model m and not of another" in results["other_model"]

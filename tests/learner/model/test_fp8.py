@@ -140,7 +140,7 @@ def test_a_pass_is_one_step_of_the_scales_history() -> None:
 
 def test_swapped_layers_train_under_fsdp(zygote: Any, tmp_path: Path) -> None:
     """Two ranks, recomputation, replayed routes, packed rows: the same step, and publication in the stored names."""
-    first, second = (said["swapped"] for said in run_ranks(zygote, 2, tmp_path, ["swapped"]))
+    first, second = (results["swapped"] for results in run_ranks(zygote, 2, tmp_path, ["swapped"]))
     assert first["f32, swapped"]["modules"] == 15 and first["f32, swapped"]["published"]
     for name in ("loss", "grad_norm", "replay/k3_on", "replay/flip_share", "entropy"):
         assert first["f32, swapped"][name] == pytest.approx(first["f32, stock"][name], rel=1e-4), name

@@ -184,8 +184,8 @@ def test_memory_is_bounded_by_the_tile_whatever_the_chunk() -> None:
 
 def test_a_sharded_head_under_fsdp2(zygote: Any, tmp_path: Path) -> None:
     """Two real ranks: the head's rows are dealt out unevenly, and gradients are the mean over ranks."""
-    for said in run_ranks(zygote, 2, tmp_path, ["sharded_head"]):
-        found = said["sharded_head"]
+    for results in run_ranks(zygote, 2, tmp_path, ["sharded_head"]):
+        found = results["sharded_head"]
         assert len(found) == 3
         for name, errors in found.items():
             assert errors["rows"] in (18, 19), name

@@ -92,18 +92,18 @@ def varlen(
     return torch.cat([part[0].transpose(0, 1) for part in parts])
 
 
-def test_flash_attention_is_told_the_borders(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through transformers' own path down to the kernel, in place of which, on a CPU, stands what it computes."""
+def test_flash_attention_is_passed_the_boundaries(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through transformers' own path down to the kernel, which a CPU implementation replaces."""
     process = flash._lazy_define_process_function(varlen)
     kernel = ((None, varlen, None, None, None), (process, None))
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_: kernel)
     model: Any = load_model(directory, STOCK)
     model.config._attn_implementation = "flash_attention_2"
-    told = run(Policy(model, chunk_tokens=4), [sequences()])
+    packed = run(Policy(model, chunk_tokens=4), [sequences()])
     stock = Policy(load_model(directory, STOCK), chunk_tokens=4)
     alone = run(stock, [[rollout] for rollout in sequences()])
-    torch.testing.assert_close(told[0], alone[0], atol=1e-5, rtol=1e-5)
-    for name, gradient in told[2].items():
+    torch.testing.assert_close(packed[0], alone[0], atol=1e-5, rtol=1e-5)
+    for name, gradient in packed[2].items():
         torch.testing.assert_close(gradient, alone[2][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
@@ -125,7 +125,7 @@ def test_attention_that_cannot_train_here_is_refused(
         require_attention(works, "f32", "cpu")
 
 
-def test_the_machine_is_judged_as_torch_judges_it() -> None:
+def test_the_device_is_guessed_as_torch_finds_it() -> None:
     assert likely_device() == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

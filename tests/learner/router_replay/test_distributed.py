@@ -91,17 +91,17 @@ def check_own_routes(tiny: ModuleType, family: str, experts: str, precision: str
     expected = gradients(native)
     with replayed(model, record.routes) as replay:
         again = model(tiny.tokens()).logits
-    said = f"{family}, {experts}, {precision}"
+    case = f"{family}, {experts}, {precision}"
     assert native.dtype == (torch.float32 if precision == "f32" else torch.bfloat16)
-    assert torch.equal(native, again), said
-    assert replay.flips().share == 0.0 and int(replay.flips().decisions.sum()) > 0, said
+    assert torch.equal(native, again), case
+    assert replay.flips().share == 0.0 and int(replay.flips().decisions.sum()) > 0, case
     for one, other in zip(expected, gradients(again), strict=True):
         assert (one is None and other is None) or (one is not None and other is not None and torch.equal(one, other)), (
-            said
+            case
         )
     # What was compared depends on the routes: another token's give other logits.
     with replayed(model, record.routes.roll(1, 0)):
-        assert not torch.equal(model(tiny.tokens()).logits, native), said
+        assert not torch.equal(model(tiny.tokens()).logits, native), case
 
 
 def worker() -> None:

@@ -30,7 +30,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(zygote: Zygote, directory: Path) -> list[dict[str, Any]]:
+def results(zygote: Zygote, directory: Path) -> list[dict[str, Any]]:
     """By rank: family → case → metrics."""
     return [each["families"] for each in run_ranks(zygote, 2, directory, ["families"])]
 
@@ -56,7 +56,7 @@ def test_all_supported_families_are_here() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_the_stock_models(family: str, directory: Path, said: list[dict[str, Any]]) -> None:
+def test_gradients_are_the_stock_models(family: str, directory: Path, results: list[dict[str, Any]]) -> None:
     expected = {replay: reference(directory, family, replay) for replay in (True, False)}
     routers = [name for name in expected[True] if name.endswith("mlp.gate.weight")]
     assert len(routers) == SHAPES[family].moe_layers
@@ -72,21 +72,21 @@ def test_gradients_are_the_stock_models(family: str, directory: Path, said: list
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_passes_are_routed_alike(family: str, said: list[dict[str, Any]]) -> None:
+def test_both_passes_are_routed_alike(family: str, results: list[dict[str, Any]]) -> None:
     for case in CASES:
-        metrics = said[0][family][case]
+        metrics = results[0][family][case]
         assert metrics["skipped_updates"] == 0, case
         # The proximal pass and the update's, recomputed, are the same to the last bit: the ratio is one.
         assert metrics["ratio"] == metrics["ratio_max"] == 1.0 and metrics["policy_k3"] == 0.0, case
         assert 0.2 < metrics["replay/flip_share"] <= 1 and metrics["replay/k3_on"] != metrics["replay/k3_off"], case
-        assert metrics["loss"] == pytest.approx(said[0][family][EXACT[0]]["loss"], abs=1e-6), case
-        norm = said[0][family][f"{case.partition(',')[0]}, eager" if case != "off, grouped_mm" else "old, eager"]
+        assert metrics["loss"] == pytest.approx(results[0][family][EXACT[0]]["loss"], abs=1e-6), case
+        norm = results[0][family][f"{case.partition(',')[0]}, eager" if case != "off, grouped_mm" else "old, eager"]
         assert metrics["grad_norm"] == pytest.approx(norm["grad_norm"], rel=0.1 if "bf16" in case else 1e-4), case
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_published_weights_are_a_model_directory(
-    family: str, directory: Path, said: list[dict[str, Any]], tmp_path: Path
+    family: str, directory: Path, results: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     published = tmp_path / "published"
     shutil.copytree(directory / family / "published, rollout, eager", published)

@@ -50,10 +50,10 @@ def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
         logp = logits[positions, rollout.tokens[rollout.prompt_tokens :]]
         (-rollout.advantage * logp.mean() / len(drawn)).backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-    for said in two_ranks:
-        assert said["once"]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    for results in two_ranks:
+        assert results["once"]["grad_norm"] == pytest.approx(norm, rel=1e-4)
         for name, parameter in model.named_parameters():
-            first, rows = said["once"]["moments"][name]
+            first, rows = results["once"]["moments"][name]
             got = 10 * torch.tensor(rows).reshape(-1, *parameter.shape[1:])
             torch.testing.assert_close(got, parameter.grad[first : first + len(got)], atol=1e-5, rtol=1e-4)
 
@@ -61,8 +61,8 @@ def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
 def test_a_batch_without_usable_sequences_leaves_the_weights(
     learner_directory: Path, two_ranks: list[dict[str, Any]]
 ) -> None:
-    for said in two_ranks:
-        assert said["nothing"]["same"] and said["nothing"]["skipped"] == 2
+    for results in two_ranks:
+        assert results["nothing"]["same"] and results["nothing"]["skipped"] == 2
     sentence = "a batch leaves the weights as they are: none of its tokens can be trained on"
     assert sentence in (learner_directory / "said-2-0-train.err").read_text()
 
@@ -96,8 +96,8 @@ def test_the_share_of_fillers_is_said(two_ranks: list[dict[str, Any]]) -> None:
 def test_gradients_are_communicated_once_an_update_in_float32_however_many_micro_batches(
     two_ranks: list[dict[str, Any]],
 ) -> None:
-    for said in two_ranks:
-        found = said["accumulated"]
+    for results in two_ranks:
+        found = results["accumulated"]
         sent = [
             {name: count for name, count in counts.items() if "reduce_scatter" in name}
             for counts in found["counts"].values()

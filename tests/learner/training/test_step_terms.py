@@ -49,10 +49,10 @@ def test_kl_to_the_model_the_run_began_with(
                     logps.append(response(model, rollout)[0])
             x = logps[0] - logps[1]
             each.append(torch.exp(x) - 1 - x)
-    for said in two_ranks:
-        first, second = said["kl"]["first"], said["kl"]["second"]
+    for results in two_ranks:
+        first, second = results["kl"]["first"], results["kl"]["second"]
         # A policy that has not moved is its own reference, bit for bit, in bf16 too.
-        assert first["kl_ref"] == 0.0 and said["kl"]["bf16"]["kl_ref"] == 0.0
+        assert first["kl_ref"] == 0.0 and results["kl"]["bf16"]["kl_ref"] == 0.0
         assert second["kl_ref"] == pytest.approx(torch.cat(each).mean().item(), rel=1e-3)
         assert second["kl_ref"] > 1e-4
         # One update a batch: every ratio is 1, so that the objective alone is the mean advantage.
@@ -79,9 +79,9 @@ def test_unanimous_groups_are_trained_on_by_entropy(
         gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
         torch.autograd.backward(-gain.mean() / len(drawn))
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-    for said in two_ranks:
-        assert said["shaped"][old]["grad_norm"] == pytest.approx(norm, rel=1e-4)
-        assert said["shaped"][old]["shaped"] == pytest.approx(8 / 12)
+    for results in two_ranks:
+        assert results["shaped"][old]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert results["shaped"][old]["shaped"] == pytest.approx(8 / 12)
 
 
 def test_corrections_are_metrics_of_the_step(two_ranks: list[dict[str, Any]]) -> None:
