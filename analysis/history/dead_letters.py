@@ -16,7 +16,8 @@ from analysis.history.run_log import RunLog
 from schemas import TOPICS, DeadLetter, Ref, UndecodableError, encode, schema_header
 from streams.errors import Poison, StreamsError
 from streams.log.admin import Admin, TopicPartition
-from streams.log.clients import Log, LogSettings, close, within
+from streams.log.aiokafka_fixes import close
+from streams.log.clients import Log, LogSettings, within
 from streams.log.dead_letters import event_of, place, replay_headers
 from streams.record import Record
 from streams.telemetry import names

@@ -21,7 +21,8 @@ from aiokafka.structs import TopicPartition
 from schemas import MAX_LETTER_BYTES, TOPICS, Event, Ref, encode, partition_of, schema_header
 from schemas.topics import topic as catalogue_topic
 from streams.errors import BrokerAwayError, DeliveryError, StreamsError
-from streams.log.retry import committed_offsets, started
+from streams.log.aiokafka_fixes import ABANDON_S, close, committed_offsets, stop_producer
+from streams.log.retry import started
 from streams.record import Output
 from streams.telemetry import names, tracing
 
@@ -38,7 +39,6 @@ _BACKOFF_MS: Final = 300
 run on one machine take a tenth of it from the broker that they wait for while it starts."""
 
 _SCHEMA_HEADERS: Final[dict[type, bytes]] = {}
-ABANDON_S: Final = 1.0
 
 
 async def within(seconds: float, what: str, awaitable: Awaitable[_T]) -> _T:
@@ -192,21 +192,6 @@ def _schema_header(event: Event) -> bytes:
     return header
 
 
-async def close(closing: Awaitable[Any], seconds: float) -> None:
-    """Await a client's close, but not for ever: aiokafka's can hang with the broker down."""
-    try:
-        async with asyncio.timeout(seconds):
-            await closing
-    except (TimeoutError, KafkaError, OSError):
-        return
-
-
-async def end(producer: AIOKafkaProducer, seconds: float) -> None:
-    """Stop `producer`. Where that ends in an error, as for one that was fenced, aiokafka keeps its connections open."""
-    await close(producer.stop(), seconds)
-    await close(producer.client.close(), ABANDON_S)
-
-
 async def enqueue(log: Log, producer: AIOKafkaProducer, output: Output) -> Awaitable[Any]:
     """Hand `output` to `producer` under a `send` span; await the result for the delivery."""
     with tracing.span(names.send(output.topic), cause=output.cause, links=output.links, kind=tracing.SpanKind.PRODUCER):
@@ -232,12 +217,12 @@ class Writer:
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
         except BaseException:
-            await end(self._producer, ABANDON_S)
+            await stop_producer(self._producer, ABANDON_S)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await end(self._producer, 5.0)
+        await stop_producer(self._producer, 5.0)
 
     async def write(self, output: Output) -> Ref:
         """Write one event and wait until the broker has it. DeliveryError, BrokerAwayError."""

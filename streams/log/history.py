@@ -17,7 +17,8 @@ from aiokafka.structs import TopicPartition
 
 from schemas.topics import topic as catalogue_topic
 from streams.errors import DeadlineError, StreamsError
-from streams.log.clients import assert_fast_records, close, within
+from streams.log.aiokafka_fixes import close
+from streams.log.clients import assert_fast_records, within
 from streams.record import Record
 
 _CALL_S: Final = 30.0

@@ -8,8 +8,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from streams.errors import BrokerAwayError, StreamsError
-from streams.log.aiokafka_fixes import pace
-from streams.log.clients import ABANDON_S, FETCH_BYTES, Log, close, within
+from streams.log.aiokafka_fixes import ABANDON_S, close, pace
+from streams.log.clients import FETCH_BYTES, Log, within
 from streams.log.retry import started
 from streams.record import Record
 

@@ -9,7 +9,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from schemas import Ref
 from streams.errors import BrokerAwayError, DeliveryError, FencedError
 from streams.faults import reach
-from streams.log.clients import Log, end, enqueue
+from streams.log.aiokafka_fixes import ABANDON_S, stop_producer
+from streams.log.clients import Log, enqueue
 from streams.log.retry import started
 from streams.record import Output
 
@@ -33,12 +34,12 @@ class TransactionalWriter:
         try:
             await started(self._producer.start, settings.bootstrap, settings.call_timeout_s)
         except BaseException:
-            await end(self._producer, 1.0)
+            await stop_producer(self._producer, ABANDON_S)
             raise
 
     async def close(self) -> None:
         """Stop the producer; an open transaction is left to the broker to abort."""
-        await end(self._producer, 5.0)
+        await stop_producer(self._producer, 5.0)
 
     async def write(
         self,

@@ -15,7 +15,8 @@ from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaError, for_code
 
 from streams.errors import StreamsError
-from streams.log.clients import ABANDON_S, Log, close, within
+from streams.log.aiokafka_fixes import ABANDON_S, close
+from streams.log.clients import Log, within
 from streams.log.retry import started
 from streams.stages.group_protocol import OffsetCommit
 

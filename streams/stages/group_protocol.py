@@ -1,6 +1,8 @@
-"""Requests of a static member that aiokafka 0.14 does not have: with the instance's name, in heartbeats and commits.
+"""Requests of a static group member that aiokafka 0.14.0 lacks: heartbeat, leave and commit with the instance's name.
 
 Layouts: the Kafka protocol's message definitions, HeartbeatRequest 3, LeaveGroupRequest 3, OffsetCommitRequest 7.
+The base classes are aiokafka's own and not public: bound to `streams.log.aiokafka_fixes.AIOKAFKA_VERSION`, and to go
+once aiokafka has these versions (aio-libs/aiokafka#682 added the instance's name to join and sync alone).
 """
 
 from typing import Any, TypeVar
