@@ -1,1 +1,1 @@
-"""The reader's side: everything that is computed from a log, of a run that goes on or has finished."""
+"""The reader's side: everything that is computed from a log, of an active or a finished run."""

@@ -1,15 +1,15 @@
-"""What ends a reading of a run's log: one sentence for the user."""
+"""Errors of reading a run's log, each one sentence for the user."""
 
 from schemas import EachpromptError
 
 
 class AnalysisError(EachpromptError):
-    """What was asked for cannot be had from this log. `exit_code` is what the command ends with."""
+    """The log cannot answer the request. `exit_code` is the command's."""
 
     exit_code: int = 1
 
 
 class RequestError(AnalysisError):
-    """What was asked for is itself wrong: an id, a path. Exit code 2."""
+    """The request itself is wrong, such as an id or a path. Exit code 2."""
 
     exit_code = 2

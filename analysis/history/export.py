@@ -1,4 +1,4 @@
-"""A published version as a Hugging Face checkpoint directory, made of anchors and deltas, without torch."""
+"""A published version as a Hugging Face checkpoint directory, assembled from anchor and deltas, without torch."""
 
 import json
 import shutil
@@ -14,15 +14,16 @@ from streams.weights.blocks import to_bf16
 from streams.weights.untrained import head_count, prediction_heads, read_model_config
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
-"""How the names of the model directory's own weights end: everything else in it belongs to the export."""
+"""Name endings of the model directory's own weights; all its other files are copied into the export."""
 
 
 def export(published: Published, version: int, model: Path, blobs: BlobStore, out: Path) -> list[str]:
-    """Write `version` to `out`, whole or not at all, beside what `model` has of configuration and tokenizer.
+    """Write `version` to `out`, all of it or nothing, with the configuration and tokenizer of `model`.
 
-    The files' names. FP8 blocks become bfloat16. Multi-token prediction heads, which are not trained, are the model
-    directory's own, so that the export is what its configuration says. RequestError: `out` is there already.
-    AnalysisError: a publication that it is made of is gone. BlobError, WeightsError: one is not what it says.
+    Returns the files' names. FP8 blocks become bfloat16. Multi-token prediction heads, which are not trained, are
+    copied from the model directory, so that the export agrees with its configuration. RequestError: `out` exists.
+    AnalysisError: a publication that it is assembled from is gone. BlobError, WeightsError: a file or tensor does not
+    match its digest.
     """
     if out.exists():
         raise RequestError(f"--out is {out}, which is there already; allowed: a directory that is not there yet")
@@ -50,7 +51,7 @@ def export(published: Published, version: int, model: Path, blobs: BlobStore, ou
 
 
 def _heads(model: Path) -> list[dict[str, StoredTensor]]:
-    """The model directory's prediction heads, a file's at a time, mapped and not read; none where it says of none."""
+    """The model directory's prediction heads by file, memory-mapped; none where its configuration names none."""
     config = read_model_config(model)
     if not head_count(config):
         return []

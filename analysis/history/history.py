@@ -1,10 +1,10 @@
-"""What a run did, gathered from its events: the source of the live view, the summary, the report and the trace.
+"""What happened in a run, gathered from its events for the live view, the summary, the report and the trace.
 
     history = History()
     for event, record in log.events("steps"):
         history.add(event, record.ref)
 
-Pure; events may come in any order and twice (the first record of a step counts, as everywhere).
+Pure; events may come in any order and more than once (the first record of a step counts, as everywhere).
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from schemas import (
 
 @dataclass(slots=True)
 class RolloutFacts:
-    """One rollout's way through the log: unix times in seconds, None where it has not come that far."""
+    """One rollout's way through the log: unix times in seconds, None for stages that it has not reached."""
 
     purpose: Purpose = "train"
     tokens: int = 0
@@ -50,7 +50,7 @@ class RolloutFacts:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A group that was asked for."""
+    """A requested group."""
 
     time_s: float
     samples: int
@@ -71,7 +71,7 @@ class Closing:
 
 
 class History:
-    """The events of a run, boiled down."""
+    """The events of a run, reduced to what reports need."""
 
     def __init__(self) -> None:
         self.requests: dict[str, Request] = {}
@@ -86,7 +86,7 @@ class History:
         self.dead_letters: dict[Ref, str] = {}
 
     def add(self, event: Event, ref: Ref) -> None:
-        """One event and where its record is."""
+        """Add one event; `ref` is the place of its record."""
         match event:
             case GroupRequested():
                 self.requests[event.group_id] = Request(event.time_s, event.samples, event.purpose, event.evaluation)
@@ -116,17 +116,17 @@ class History:
                 self.dead_letters[ref] = f"{event.stage}: {event.error}"
 
     def evaluated(self, evaluation: int) -> tuple[float, int] | None:
-        """Mean `passed` over the members of a held-back round that came to a verdict, and how many they are."""
+        """Mean `passed` over the scored members of a held-back round, and how many they are; None: none is scored."""
         members = [member for group in self.evaluations.get(evaluation, {}).values() for member in group]
         passed = [member.passed for member in members if member.passed is not None]
         return (sum(passed) / len(passed), len(passed)) if passed else None
 
     def round_groups(self, evaluation: int) -> list[str]:
-        """The groups that a held-back round asked for."""
+        """The ids of the groups that a held-back round requested."""
         return [group for group, request in self.requests.items() if request.evaluation == evaluation]
 
     def step_of(self, batch: Ref) -> StepCompleted | None:
-        """The step that trained a batch."""
+        """The step that trained a batch, given the place of its record; None: it has not been trained."""
         planned = self.batches.get(batch)
         if planned is None:
             return None

@@ -1,4 +1,4 @@
-"""Where the time goes: how long rollouts and weights took for each hop, from the log's own time stamps.
+"""Latencies: how long rollouts and weights took for each hop, by the timestamps of the events.
 
 prompt requested ─▶ generating ─▶ completed ─▶ scored ─▶ group closed ─▶ batch planned ─▶ step ─▶ weights applied
 """
@@ -12,7 +12,7 @@ from analysis.history.history import History, RolloutFacts
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """One hop: `count` measurements and their percentiles (nearest rank), seconds."""
+    """One hop: `count` measurements and their percentiles (nearest rank) in seconds."""
 
     name: str
     count: int
@@ -23,7 +23,7 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hops(history: History) -> list[Hop]:
-    """Every hop that was taken at least once, in the order of a rollout's life, `end to end` last."""
+    """Every hop with at least one measurement, in the order in which a rollout takes them, `end to end` last."""
     applied_s = _applied_times(history)
     durations: dict[str, list[float]] = {name: [] for name in _ROLLOUT_HOPS}
     trained: list[float] = []
@@ -70,7 +70,7 @@ def _time(facts: RolloutFacts, name: str) -> float | None:
 
 
 def _applied_times(history: History) -> dict[int, float]:
-    """Version → when the first producer generated with it or a newer one."""
+    """Version → when the first producer applied it or a newer one (unix seconds)."""
     times: dict[int, float] = {}
     first = math.inf
     by_version = sorted(history.applied.items(), key=lambda item: item[0][1], reverse=True)

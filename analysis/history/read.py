@@ -14,7 +14,7 @@ from schemas import Ref, UndecodableError, decode
 from streams.log.admin import Admin
 
 _CLOCKS_S: Final = 60.0
-"""Records are stamped by their writers: an effect may be this much older than its cause."""
+"""Writers stamp their records: by clock differences an effect may look this much older than its cause."""
 
 _REPORT_EVERY: Final = 5000
 
@@ -24,7 +24,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Period:
-    """Which rollouts are judged: those written from `since_s` to before `until_s`, unix times; None is no limit."""
+    """Which rollouts are judged: those written in [since_s, until_s), unix seconds; None is no limit."""
 
     since_s: float | None = None
     until_s: float | None = None
@@ -37,10 +37,11 @@ def audit_of(
     period: Period | None = None,
     on_progress: OnProgress | None = None,
 ) -> Audit:
-    """The audit of the log; what was read is added to `history` as well where one is given.
+    """The audit of the log; the records are added to `history` as well where one is given.
 
-    What the stages have committed is read first: whatever was finished by then has its end on the topics read later.
-    Of the topics other than `rollouts` everything from the start of the period on is read: ends come after causes.
+    The stages' commits are read first: whatever was finished by then has its disposition on the topics read later.
+    Of the topics other than `rollouts` everything from the start of the period on is read, since dispositions come
+    after rollouts.
     """
     period = period or Period()
     finished = {stage: log.finished(stage, topic) for stage, topic in STAGES.items()}
@@ -69,7 +70,7 @@ def audit_of(
 
 
 def _window(log: RunLog, period: Period) -> tuple[dict[str, int], Window]:
-    """How many offsets each topic has to be read, and which offsets of `rollouts` are judged."""
+    """Topic → how many offsets there are to read, and which offsets of `rollouts` are judged."""
     with Admin(log.bootstrap) as admin:
         full = {topic: log.full(topic) for topic in READING_ORDER}
         starts, ends = admin.start_offsets(full.values()), admin.end_offsets(full.values())
@@ -89,7 +90,7 @@ def _window(log: RunLog, period: Period) -> tuple[dict[str, int], Window]:
 
 
 def history_of(log: RunLog, topics: tuple[str, ...], history: History | None = None) -> History:
-    """What `topics` say of a run."""
+    """The history of a run as `topics` record it, added to `history` where one is given."""
     found = History() if history is None else history
     for topic in topics:
         for record in log.read(topic):
@@ -98,7 +99,7 @@ def history_of(log: RunLog, topics: tuple[str, ...], history: History | None = N
 
 
 def add_record(history: History, ref: Ref, value: bytes) -> None:
-    """Adds a record that decodes; one that does not is in the dead letters."""
+    """Adds a record; one that does not decode is skipped (it is in the dead letters)."""
     try:
         history.add(decode(value), ref)
     except UndecodableError:

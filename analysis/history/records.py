@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def _decoded(ids: NDArray, model: Path) -> str | None:
-    """The text of token ids, or None where the model's tokenizer is not at hand."""
+    """The text of token ids; None where the model directory has no `tokenizer.json`."""
     path = model / "tokenizer.json"
     if not path.is_file():
         return None
@@ -98,4 +98,5 @@ def _decoded(ids: NDArray, model: Path) -> str | None:
 
 
 def clock(time_s: float) -> str:
+    """A unix time as `2026-01-31 12:00:00.250Z`."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time_s)) + f".{int(time_s * 1000) % 1000:03d}Z"

@@ -1,4 +1,4 @@
-"""The topics of one run as tools read them: whole, decoded, and how far each stage has finished them."""
+"""The topics of one run as tools read them: all records, decoded, and how far each service has finished them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from streams.stages.offsets import OffsetTracker
 
 @dataclass(frozen=True)
 class RunLog:
-    """The topics of one run on a broker that answers."""
+    """The topics of one run on a broker that is up; `bootstrap` is its `host:port`."""
 
     bootstrap: str
     run: str
 
     def read(self, topic: str, *, since_s: float | None = None, until_s: float | None = None) -> Iterator[Record]:
-        """Every record of `topic` (short name) up to its end of now, in a time window [since_s, until_s)."""
+        """Every record of `topic` (short name) up to its present end, written in [since_s, until_s) (unix seconds)."""
         return scan_topic(self.bootstrap, self.run, topic, since_s=since_s, until_s=until_s)
 
     def events(self, topic: str) -> Iterator[tuple[Event, Record]]:
-        """The same, decoded; what does not decode is left out (it is in the dead letters)."""
+        """Every record of `topic`, decoded; records that do not decode are skipped (they are in the dead letters)."""
         for record in self.read(topic):
             try:
                 yield decode(record.value), record
@@ -31,11 +31,11 @@ class RunLog:
                 continue
 
     def full(self, topic: str) -> str:
-        """`<run>.<topic>`."""
+        """The topic's name on the broker, `<run>.<topic>`."""
         return TOPICS[topic].on(self.run)
 
     def finished(self, stage: str, topic: str) -> "Finished":
-        """What `stage` has committed of its input `topic` until now."""
+        """What `stage` has committed of its input `topic` so far."""
         with Admin(self.bootstrap) as admin:
             committed = admin.committed(f"{self.run}.{stage}")
         return Finished(
@@ -47,7 +47,7 @@ class RunLog:
         )
 
     def log_start(self, topic: str) -> dict[int, int]:
-        """The first offset that is still there, by partition."""
+        """Partition → the first offset that retention has left."""
         with Admin(self.bootstrap) as admin:
             starts = admin.start_offsets([self.full(topic)])
         return {partition: offset for (_, partition), offset in starts.items()}

@@ -27,12 +27,12 @@ class Series:
 
 def metric(history: History, name: str) -> Series:
     """A metric of the learner by step, where it was reported."""
-    told = [(number, step.metrics[name]) for number, step in sorted(history.steps.items()) if name in step.metrics]
-    return _series(told)
+    reported = [(number, step.metrics[name]) for number, step in sorted(history.steps.items()) if name in step.metrics]
+    return _series(reported)
 
 
 def held_back(history: History) -> Series:
-    """The pass rate of each held-back round by the step after which it was asked for."""
+    """The pass rate of each held-back round by the step after which it was requested."""
     rounds = ((evaluation, history.evaluated(evaluation)) for evaluation in sorted(history.evaluations))
     return _series([(evaluation, found[0]) for evaluation, found in rounds if found is not None])
 
@@ -59,12 +59,12 @@ def dropped_share(history: History, reason: str) -> Series:
 
 def waiting(history: History, points: int = 240) -> tuple[Floats, dict[str, Floats]]:
     """Rollouts by where they are, at `points` times: (seconds since the first request, place → count)."""
-    lives = [_stays(history, rollout) for rollout in history.rollouts.values()]
-    times = [time for life in lives for stay in life for time in stay if time is not None]
+    paths = [_stays(history, rollout) for rollout in history.rollouts.values()]
+    times = [time for path in paths for stay in path for time in stay if time is not None]
     if not times:
         return np.zeros(0), {}
     grid = np.linspace(min(times), max(times), points)
-    places = {name: _present(grid, [life[index] for life in lives]) for index, name in enumerate(PLACES)}
+    places = {name: _present(grid, [path[index] for path in paths]) for index, name in enumerate(PLACES)}
     return grid - grid[0], places
 
 
@@ -81,21 +81,21 @@ def generated_per_s(history: History, window_s: float = 5.0) -> Series:
 
 
 def _stays(history: History, rollout: RolloutFacts) -> list[Stay]:
-    """When it came to each of PLACES and when it left; None and None where it never was there."""
+    """When it entered each of PLACES and when it left (unix seconds); None and None where it never was there."""
     step = history.step_of(rollout.batch) if rollout.batch is not None else None
     planned_or_stale_s = rollout.planned_s if rollout.planned_s is not None else rollout.stale_s
     return [
         (rollout.requested_s, rollout.completed_s),
         (rollout.completed_s, rollout.scored_s),
         (rollout.scored_s, rollout.closed_s),
-        # A group that was not ready ends its rollouts: they never wait for a batch.
+        # Rollouts of a group that did not become ready never wait for a batch.
         (rollout.closed_s if rollout.ready else None, planned_or_stale_s if rollout.ready else None),
         (rollout.planned_s, step.time_s if step is not None else None),
     ]
 
 
 def _present(grid: Floats, stays: Sequence[Stay]) -> Floats:
-    """How many are there at each time of the grid."""
+    """How many are present at each time of the grid."""
     entered = [begin for begin, _ in stays if begin is not None]
     left = [end for begin, end in stays if begin is not None and end is not None]
     return (_count(entered, grid) - _count(left, grid)).clip(min=0)

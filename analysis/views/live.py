@@ -1,4 +1,4 @@
-"""The live view: a table that repaints itself on a terminal, plain lines anywhere else."""
+"""The live view: a table that is redrawn on a terminal, plain lines anywhere else."""
 
 import time
 from collections import deque
@@ -38,7 +38,7 @@ def view_on(stream: TextIO, title: str) -> View:
 
 
 class PlainView:
-    """A line where the step changed, or nothing was said for five seconds."""
+    """A line where the step changed, or none was printed for five seconds."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""The figures of a run, computed from its log: what `summary.json` holds (DESIGN section 12)."""
+"""The figures of a run, computed from its log: what `summary.json` holds."""
 
 import itertools
 import statistics
@@ -137,6 +137,8 @@ def _replay(steps: list[StepCompleted]) -> Replay:
 
 
 def _mean(steps: list[StepCompleted], name: str) -> float | None:
-    """Over tokens, as each step's own figure is."""
-    told = [(step.metrics[name], step.tokens) for step in steps if name in step.metrics and step.tokens]
-    return sum(value * tokens for value, tokens in told) / sum(tokens for _, tokens in told) if told else None
+    """The mean of a metric weighted by each step's tokens; None where no step reported it."""
+    reported = [(step.metrics[name], step.tokens) for step in steps if name in step.metrics and step.tokens]
+    if not reported:
+        return None
+    return sum(value * tokens for value, tokens in reported) / sum(tokens for _, tokens in reported)

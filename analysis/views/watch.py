@@ -20,7 +20,7 @@ from streams.log.reader import Reader
 logger = logging.getLogger(__name__)
 
 TOPICS: Final = ("prompts", "scores", "groups", "batches", "steps", "weights", "applied", "dead-letters")
-"""Everything but the rollouts, whose arrays are the heavy part and whose scores say what is to be seen."""
+"""Everything but `rollouts`, whose arrays are large and of which the scores hold what is shown."""
 
 _POLL_S: Final = 0.25
 _SHOW_S: Final = 1.0
@@ -29,7 +29,7 @@ _AGAIN_S: Final = 1.0
 
 
 class Watcher:
-    """Follows the topics into `history` and shows a snapshot every second; the run is to go on for `steps` steps."""
+    """Follows the topics into `history` and shows a snapshot every second; the run is over after `steps` steps."""
 
     def __init__(self, log: RunLog, partitions: int, steps: int, show: Callable[[Snapshot], None]) -> None:
         self.history = History()
@@ -40,13 +40,13 @@ class Watcher:
         self._lag: dict[str, int] = {}
 
     async def until_done(self, held_back: int, deadline_s: float) -> History:
-        """Until the last step and its held-back round (of `held_back` groups) are on the log.
+        """Waits until the last step and its held-back round (of `held_back` groups) are on the log.
 
-        AnalysisError: that takes longer than `deadline_s`; it says how far the run was.
+        AnalysisError: that takes longer than `deadline_s` seconds; its message names how far the run was.
         """
         done = asyncio.Event()
         closing = asyncio.Event()
-        # Ended by asking, not by cancelling: a thread cannot be cancelled, and would look for a broker that is gone.
+        # Ended by an event, not by cancelling: its thread cannot be cancelled and would wait for a stopped broker.
         measuring = asyncio.create_task(self._measure_lag(closing), name="lag")
         tasks = [
             asyncio.create_task(self._follow(held_back, done), name="follow"),
@@ -72,7 +72,7 @@ class Watcher:
         return snapshot(self.history, now_s=time.time(), steps=self._steps, lag=self._lag)
 
     def _missing(self, held_back: int) -> str | None:
-        """What the run still lacks, in words; None where it is done."""
+        """What the run still lacks, as part of a sentence; None where it is done."""
         steps = self._steps
         if len(self.history.steps) < steps:
             return f"step {steps} (step {len(self.history.steps)} is done)"
@@ -83,7 +83,7 @@ class Watcher:
         return None
 
     async def _follow(self, held_back: int, done: asyncio.Event) -> None:
-        """Reads on; starts over where it was when the broker went away."""
+        """Reads the topics; resumes at its position when the broker was away."""
         log = Log(LogSettings(self._log.bootstrap, self._log.run, self._partitions), client_id="watch")
         positions: dict[tuple[str, int], int | None] = {
             (topic, partition): None for topic in TOPICS for partition in log.partitions(topic)

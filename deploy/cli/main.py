@@ -1,4 +1,4 @@
-"""The `eachprompt` command: one module a subcommand, imported only when it is the one that was asked for.
+"""The `eachprompt` command: one module per subcommand, imported only when it is the one requested.
 
 Exit codes: 0 fine, 1 failed, 2 usage or configuration error, reported in one line on standard error.
 """
@@ -37,13 +37,13 @@ _EPILOG: Final = (
 
 
 class Subcommand(Protocol):
-    """What a module below `deploy.cli.commands` offers."""
+    """What each module below `deploy.cli.commands` provides."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares its arguments."""
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Does it; the exit code."""
+        """Runs it; returns the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,14 +55,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv`; the exit code."""
+    """Runs the command line `argv` (default: the process's own); returns the exit code."""
     try:
         chosen, arguments = _parse(list(sys.argv[1:] if argv is None else argv))
         return chosen.run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", FAILED)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); Python would complain once more when it flushes at exit.
+        # Whoever read our output has ended (`| head`); Python would report that again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # the command's boundary: what is expected becomes one line, what is not a traceback
@@ -87,7 +87,7 @@ def _parse(given: list[str]) -> tuple[Subcommand, argparse.Namespace]:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """-c, --dir and --set, as every subcommand that works on a run takes them."""
+    """-c, --dir and --set, for every subcommand that works on a run."""
     parser.add_argument(
         "-c", "--config", type=Path, metavar="FILE.toml", help="configuration (default: run.toml of --dir)"
     )
@@ -102,7 +102,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """--json, as every subcommand that reports takes it."""
+    """--json, for every subcommand that prints a report."""
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output, logs elsewhere")
 
 

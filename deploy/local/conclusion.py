@@ -1,4 +1,4 @@
-"""The end of a run: audit, summary and picture, from its log alone."""
+"""The conclusion of a run: audit, summary and report, from its log alone."""
 
 import msgspec
 
@@ -24,7 +24,7 @@ def conclude(config: RunConfig, log: RunLog, *, broker: str, restarts: dict[str,
 
 
 def as_text(summary: Summary) -> str:
-    """The summary as a person reads it."""
+    """The summary as aligned text."""
     audit = summary.audit
     ends = ", ".join(f"{name} {n}" for name, n in audit.dispositions.items() if n)
     dropped = ", ".join(f"{name} {n}" for name, n in summary.groups_dropped_by_reason.items()) or "none"

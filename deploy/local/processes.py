@@ -20,14 +20,14 @@ def units(config: RunConfig) -> list[Unit]:
 def service_units(config: RunConfig, service: str) -> list[Unit]:
     """A service's replicas, a unit each; the learner's ranks are one unit: none can work without the others."""
     count = config.replicas_of(service)
-    threads = _threads(config.service(service) if service in ("producer", "learner") else None)
+    threads = _threads(config.service(service) if SERVICES[service].uses_torch else None)
     processes = []
     for ordinal in range(count):
         env = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
         env |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         # Without compiled modules torch and vLLM take three times as long to import, at every start of a service.
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        if service == "learner":
+        if SERVICES[service].scaling == "ranks":
             # The ranks agree on their rendezvous address through the run directory: a port chosen here could be taken
             # by another program before they listen.
             env |= {"RANK": str(ordinal), "LOCAL_RANK": str(ordinal), "WORLD_SIZE": str(count)}
@@ -43,7 +43,7 @@ def service_units(config: RunConfig, service: str) -> list[Unit]:
                 health=layout.health / f"{name}.json",
             )
         )
-    if service == "learner":
+    if SERVICES[service].scaling == "ranks":
         return [Unit(service, tuple(processes))]
     return [Unit(process.name, (process,)) for process in processes]
 

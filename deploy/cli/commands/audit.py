@@ -1,4 +1,4 @@
-"""`eachprompt audit`: how every rollout ended, proved from the raw topics."""
+"""`eachprompt audit`: the disposition of every rollout, proved from the raw topics."""
 
 import argparse
 import math
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from analysis.audit.result import Audit
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_LATEST_S: Final = 1e11  # what events may say, too
+_LATEST_S: Final = 1e11  # the bound that events have, too
 _SHOWN: Final = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run, and which of its rollouts."""
+    """The run, and which of its rollouts are judged."""
     when = "unix seconds, ISO 8601 (UTC where no zone is given), or an age such as 90s, 15m, 6h, 2d"
     parser.add_argument("--since", type=moment, metavar="TIME", help=f"judge rollouts written from then on: {when}")
     parser.add_argument("--until", type=moment, metavar="TIME", help="judge rollouts written before then")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def moment(text: str, now_s: float | None = None) -> float:
-    """A time as unix seconds. argparse.ArgumentTypeError says what is allowed."""
+    """A time as unix seconds. argparse.ArgumentTypeError: it is none; the message names what is allowed."""
     try:
         moment_s = _seconds(text, time.time() if now_s is None else now_s)
     except ValueError:
@@ -53,7 +53,7 @@ def _seconds(text: str, now_s: float) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the audit; exit code 1 where a rollout is unaccounted for, ends twice or was trained twice."""
+    """Prints the audit; exit code 1 where a rollout is unaccounted for, disposed of twice or trained twice."""
     from analysis.history.read import Period, audit_of
     from deploy.cli.printing import print_json
     from deploy.local.open_log import run_log
@@ -101,7 +101,7 @@ def _age(since_s: float) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on standard error for a person; nothing where that is no terminal."""
+    """A progress bar on standard error; nothing where that is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, concludes, prints. Exit code 1 where a rollout is unaccounted for or was trained twice."""
+    """Trains, writes summary and report, prints. Exit code 1 where the audit is not clean."""
     from analysis.views.live import view_on
     from deploy.config.preflight import check
     from deploy.local.conclusion import as_text

@@ -1,4 +1,4 @@
-"""`eachprompt run SERVICE`: one service in this process, as the supervisor, a pod or a person starts it."""
+"""`eachprompt run SERVICE`: one service in this process, started by the supervisor, a pod or a person."""
 
 import argparse
 import os
@@ -30,21 +30,22 @@ def run(arguments: argparse.Namespace) -> int:
     service: str = arguments.service
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     replicas = config.replicas_of(service)
+    declared = SERVICES[service]
     ordinal = arguments.ordinal
-    if ordinal is None and SERVICES[service].scaling == "ranks" and "RANK" not in os.environ and replicas > 1:
-        return _run_ranks(config)
+    if ordinal is None and declared.scaling == "ranks" and "RANK" not in os.environ and replicas > 1:
+        return _run_ranks(config, service)
     if ordinal is None:
-        ordinal = int(os.environ.get("RANK", "0")) if service == "learner" else 0
-    if SERVICES[service].scaling == "elastic":
+        ordinal = int(os.environ.get("RANK", "0")) if declared.scaling == "ranks" else 0
+    if declared.scaling == "elastic":
         if ordinal < 0:
             raise ConfigError(f"--ordinal is {ordinal}; allowed: a number of at least 0 that no other {service} has")
-        # One that joins has files of its own beside those of the replicas that the configuration names.
+        # A replica that joins has files of its own beside those of the configured replicas.
         replicas = max(replicas, ordinal + 1)
     if not 0 <= ordinal < replicas:
         raise ConfigError(
             f"--ordinal is {ordinal}; allowed: 0 to {replicas - 1}, for {service} has {replicas} processes"
         )
-    if SERVICES[service].uses_torch:
+    if declared.uses_torch:
         from streams.processes.amx import apply_environment
 
         apply_environment()
@@ -55,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     main = main_of(service)
     code = run_service(service, context, lambda context: main(context, settings))
-    if service == "learner":
-        # What is left is to take torch and its process groups apart: a second or two for which the other ranks, and
-        # the next life, would wait, and a hang where a thread still waits in a collective with a rank that is gone.
+    if declared.scaling == "ranks":
+        # All that is left is tearing down torch and its process groups: it takes a second or two, for which the other
+        # ranks and the restarted process would wait, and hangs where a thread waits in a collective for one that ended.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -67,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 def bootstrap_of(config: RunConfig, kept_up: bool = False) -> str:
     """Where the run's broker listens. ConfigError: it is a local one that is not up.
 
-    A service does not start it as a tool does: the broker would go with that service, from under all the others.
-    `kept_up`: the supervisor that started the service starts the broker again too, on the same port.
+    A service does not start it as a tool does: the broker would end with that service, while the others need it.
+    `kept_up`: the supervisor that started the service also restarts the broker, on the same port.
     """
     from streams.broker.endpoint import find_endpoint, last_endpoint
 
@@ -101,7 +102,7 @@ def _context(config: RunConfig, ordinal: int, replicas: int, bootstrap: str) -> 
     )
 
 
-def _run_ranks(config: RunConfig) -> int:
+def _run_ranks(config: RunConfig, service: str) -> int:
     """All ranks as children of this process, until it is stopped; one that fails ends them all."""
     import asyncio
 
@@ -111,7 +112,7 @@ def _run_ranks(config: RunConfig) -> int:
     from streams.processes.amx import apply_environment
 
     bootstrap_of(config)
-    config.service("learner")
+    config.service(service)
     if not config.layout.config.is_file():
         config.write()
     apply_environment()
@@ -120,7 +121,7 @@ def _run_ranks(config: RunConfig) -> int:
         stopping = asyncio.Event()
         policy = RestartPolicy(first_s=1.0, max_s=1.0, quick_s=float("inf"), quick_failures=1)
         supervisor = Supervisor(
-            service_units(config, "learner"), policy, stop_s=config.supervisor.stop_s, note=_to_stderr
+            service_units(config, service), policy, stop_s=config.supervisor.stop_s, note=_to_stderr
         )
         import signal
 

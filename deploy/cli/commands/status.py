@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def ask(health_file: Path) -> dict[str, Any] | None:
-    """What a service says of itself; None where it does not run or does not answer."""
+    """A service's own status report; None where it does not run or does not answer."""
     try:
         port = int(json.loads(health_file.read_text())["port"])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
@@ -66,7 +66,7 @@ def ask(health_file: Path) -> dict[str, Any] | None:
 
 
 def _figures(gauges: dict[str, float]) -> str:
-    """The first few; --json has all."""
+    """The first few gauges; --json has all."""
     shown = ", ".join(f"{name} {value:g}" for name, value in list(gauges.items())[:_FIGURES])
     return f"{shown}, … ({len(gauges)} in all)" if len(gauges) > _FIGURES else shown
 
@@ -79,7 +79,7 @@ def _expected(config: RunConfig) -> list[str]:
 
 
 def _log(config: RunConfig) -> dict[str, Any]:
-    """Lag and number of steps, from the broker of the run, started if it is not up."""
+    """Lags, number of steps and ages of the outputs; the run's broker is started if it is not up."""
     from analysis.history.run_log import backlog, main_lag
     from deploy.local.open_log import run_log
     from schemas import StepCompleted

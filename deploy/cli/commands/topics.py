@@ -1,4 +1,4 @@
-"""`eachprompt topics`: the run's topics, how many records they hold, and how far their readers are."""
+"""`eachprompt topics`: the run's topics, how many records they hold, and the lag of each reader."""
 
 import argparse
 from typing import Any
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one row a topic."""
+    """Prints one row per topic."""
     from analysis.history.run_log import backlog
     from deploy.cli.printing import print_json, print_table
     from deploy.local.open_log import run_log
