@@ -107,5 +107,5 @@ async def _report(service: ServiceContext, engine: RestartingEngine, worker: Rol
         service.gauge("tokens", worker.tokens)
         service.gauge("rollouts", worker.rollouts)
         service.gauge("rollouts_in_flight", worker.in_flight)
-        service.gauge("engine_restarts", engine.life)
+        service.gauge("engine_restarts", engine.incarnation)
         tokens, since = worker.tokens, now

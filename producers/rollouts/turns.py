@@ -11,7 +11,7 @@ from streams.errors import Poison
 
 @dataclass
 class Turn:
-    """One prompt's try; `lost` is the number of the engine's life that ended during it."""
+    """One prompt's try; `lost` is the engine's incarnation that ended during it."""
 
     lost: int | None = None
 

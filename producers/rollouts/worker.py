@@ -107,10 +107,10 @@ class RolloutWorker:
         return lines
 
     async def _round(self, job: _Job, emit: Emit) -> int | None:
-        """Try what is still to be written; the number of the engine's life that ended meanwhile, if one did."""
+        """Try what is still to be written; the engine's incarnation that ended meanwhile, if one did."""
         tasks = [asyncio.ensure_future(self._rollout(job, index, emit)) for index in list(job.attempts)]
         try:
-            lost = [life for life in await asyncio.gather(*tasks) if life is not None]
+            lost = [number for number in await asyncio.gather(*tasks) if number is not None]
         except PromptRefused as error:
             raise Poison(str(error)) from error
         finally:
@@ -138,16 +138,16 @@ class RolloutWorker:
         return _Job(request, record, ids, ids.tolist(), sampling, received_s, {})
 
     async def _rollout(self, job: _Job, index: int, emit: Emit) -> int | None:
-        """Generate and write one rollout; where the engine died instead, the number of its life."""
+        """Generate and write one rollout; where the engine died instead, the number of its incarnation."""
         name = rollout_id(job.request.group_id, index)
-        life = await self._engine.available()
+        incarnation = await self._engine.available()
         with tracing.span(names.SAMPLE, attributes={names.ROLLOUT: name, names.GROUP: job.request.group_id}) as span:
             try:
                 generation = await self._generate(job, index, name)
             except EngineDied as error:
                 logger.debug("rollout %s attempt %d is lost: %s", name, job.attempts[index], error)
                 job.attempts[index] += 1
-                return life
+                return incarnation
             span.set_attribute(names.TOKENS, len(generation.response_ids))
             span.set_attribute(names.VERSION, generation.spans[-1].version)
             await emit(Output("rollouts", await self._event(job, index, name, generation), key=job.request.group_id))

@@ -1,7 +1,7 @@
 """An engine that is started again when it dies, in the same process, with the newest weights.
 
 up ──a process of it ends, a call is not answered──▶ down ──stop, back-off, start, weights, trial──▶ up
-                                                      └── `max_barren` lives in a row without a rollout ──▶ EngineDied
+                                              └── `max_barren` incarnations in a row without a rollout ──▶ EngineDied
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from producers.rollouts.engine.generation import Generation
 from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
 from schemas import Sampling
+from streams.runtime.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,10 @@ _ASK_EVERY_S: Final = 5.0
 
 
 @dataclass(frozen=True)
-class RestartPolicy:
-    """Wait `first_s` before a start, doubled by each barren life in a row up to `max_s`; `max_barren` are the end.
+class EngineRestarts(Backoff):
+    """The back-off between incarnations of the engine; after `max_barren` barren ones in a row it is given up.
 
-    A life is barren if it ended before it completed a rollout: no clock has to say what is quick.
+    An incarnation is barren if it ended before it completed a rollout: no clock has to say what is quick.
     """
 
     first_s: float = 0.5
@@ -39,13 +40,13 @@ class RestartPolicy:
 
 
 class RestartingEngine:
-    """One engine after another. `life` counts them; `prepare` brings a new one's weights up to date."""
+    """One engine after another: `incarnation` counts them; `prepare` brings a new one's weights up to date."""
 
-    def __init__(self, settings: EngineSettings, policy: RestartPolicy | None = None) -> None:
-        self.life = 0
+    def __init__(self, settings: EngineSettings, policy: EngineRestarts | None = None) -> None:
+        self.incarnation = 0
         self.prepare: Callable[[], Awaitable[None]] | None = None
         self._settings = settings
-        self._policy = policy or RestartPolicy()
+        self._policy = policy or EngineRestarts()
         self._engine = RolloutEngine(settings)
         self._up = asyncio.Event()
         self._down_since = 0.0
@@ -64,10 +65,10 @@ class RestartingEngine:
         self._up.set()
 
     async def available(self) -> int:
-        """Wait until there is an engine; the number of its life. Without a deadline: `run` ends in its stead."""
+        """Wait until there is an engine; the number of its incarnation. It has no deadline: `run` raises instead."""
         while not self._up.is_set():
             await self._up.wait()
-        return self.life
+        return self.incarnation
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str, *, seed: int | None = None
@@ -129,7 +130,7 @@ class RestartingEngine:
                 return
 
     async def _started_again(self) -> bool:
-        """One more life, whose gate is still closed; False where it ended at once."""
+        """Start the next incarnation, to which no requests go yet; False where it failed at once."""
         policy, failure = self._policy, self._engine.vitals.failure
         self._barren = 1 if self._completed else self._barren + 1
         self._completed = 0
@@ -137,17 +138,17 @@ class RestartingEngine:
             raise EngineDied(
                 f"the engine died {self._barren} times in a row before it completed a rollout; last it {failure}"
             )
-        delay_s = min(policy.max_s, policy.first_s * 2 ** (self._barren - 1))
-        logger.error("THE ENGINE %s; starts again in %g s (restart %d)", failure, delay_s, self.life + 1)
+        delay_s = policy.delay_s(self._barren)
+        logger.error("THE ENGINE %s; starts again in %g s (restart %d)", failure, delay_s, self.incarnation + 1)
         await self._engine.stop()
         await asyncio.sleep(delay_s)
-        self.life += 1
+        self.incarnation += 1
         self._engine = RolloutEngine(self._settings)
         try:
             await self._engine.start()
             if self.prepare is not None:
                 await self.prepare()
-            # An engine that cannot generate at all must not cast suspicion on whichever prompt comes first.
+            # An engine that cannot generate at all must not make a suspect of the prompt that happens to come first.
             await self._engine.generate([0], Sampling(max_tokens=1), "trial", ignore_eos=True)
         except EngineError as error:
             self._engine.vitals.fail(str(error))

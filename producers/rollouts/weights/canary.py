@@ -56,7 +56,7 @@ class CanaryScorer:
 
     async def _score(self, canary: Canary, applied: WeightsApplied) -> None:
         try:
-            said = await scores(self._engine, canary, f"canary-{applied.version}-{self._engine.life}")
+            said = await scores(self._engine, canary, f"canary-{applied.version}-{self._engine.incarnation}")
         except EngineDied as error:
             logger.warning("the canary of weights %d was not scored: %s", applied.version, error)
             return
