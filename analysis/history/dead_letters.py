@@ -1,4 +1,4 @@
-"""The dead letters of a run as a tool sees them: one a source, what became of it, and the ways to be rid of it."""
+"""The dead letters of a run for tools: one per refused record, its state, replaying it and purging it."""
 
 import asyncio
 import dataclasses
@@ -27,14 +27,14 @@ _CALL_S: Final = 30.0
 
 
 @dataclass(frozen=True)
-class Letter:
-    """What is known of one source: its letter, where that is on the log, and whether it was put back or purged.
+class DeadLetterEntry:
+    """One refused record: its dead letter, the place of that on the log, and whether it was replayed or purged.
 
-    `bytes` is the size of the original record, `ends` are the rollouts that end with it; `letter.data` is left out
-    where only a list was asked for.
+    `bytes` is the size of the original record, `ends` are the rollouts whose disposition it is. `event.data` is empty
+    unless `read_dead_letters` was called to keep it. `replayed` is the place of the record since it was replayed.
     """
 
-    letter: DeadLetter
+    event: DeadLetter
     ref: Ref
     bytes: int
     ends: tuple[Ref, ...]
@@ -43,8 +43,8 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """`<topic>/<partition>@<offset>` of the record that it is about."""
-        return place(self.letter.source)
+        """The place of the refused record, `<topic>/<partition>@<offset>`."""
+        return place(self.event.source)
 
     @property
     def state(self) -> str:
@@ -61,23 +61,23 @@ def parse_id(text: str) -> str:
     return f"{topic}/{int(partition)}@{int(offset)}"
 
 
-def read_letters(log: RunLog, keep: Collection[str] = ()) -> dict[str, Letter]:
-    """By id, in the order of the log; the first letter of a source counts.
+def read_dead_letters(log: RunLog, keep: Collection[str] = ()) -> dict[str, DeadLetterEntry]:
+    """The dead letters by id, in the order of the log; of several about one record the first counts.
 
-    Only the letters whose ids are in `keep` hold their data: a list must not hold every record that ever failed.
+    Only those whose ids are in `keep` hold the record's data: a list must not hold every record that ever failed.
     """
-    found: dict[str, Letter] = {}
+    found: dict[str, DeadLetterEntry] = {}
     for record in log.read(TOPIC):
         try:
             event = event_of(record)
         except (UndecodableError, Poison):
-            continue  # the dispatcher writes a letter about it
+            continue  # the dispatcher writes a dead letter about it
         assert isinstance(event, DeadLetter)
         name = place(event.source)
         known = found.get(name)
         if event.purged:
-            # What a purge left of a letter that is deleted next, or was.
-            before = known or Letter(event, record.ref, 0, event.ends)
+            # The note of a purge; the dead letter itself is deleted after it, or already was.
+            before = known or DeadLetterEntry(event, record.ref, 0, event.ends)
             found[name] = dataclasses.replace(before, purged=True, replayed=event.replayed or before.replayed)
         elif event.replayed is not None:
             if known is not None:
@@ -86,43 +86,43 @@ def read_letters(log: RunLog, keep: Collection[str] = ()) -> dict[str, Letter]:
             ends, size = tuple(dead_rollouts(event)), len(event.data)
             if name not in keep:
                 event = msgspec.structs.replace(event, data=b"")
-            found[name] = Letter(event, record.ref, size, ends)
+            found[name] = DeadLetterEntry(event, record.ref, size, ends)
     return found
 
 
-def chosen(letters: dict[str, Letter], ids: Iterable[str]) -> list[Letter]:
-    """The letters of `ids`. AnalysisError names one that is not there."""
+def chosen(entries: dict[str, DeadLetterEntry], ids: Iterable[str]) -> list[DeadLetterEntry]:
+    """The dead letters with these ids. AnalysisError names one that does not exist."""
     for name in ids:
-        if name not in letters:
+        if name not in entries:
             raise AnalysisError(f"there is no dead letter {name}; `eachprompt dlq list` names those there are")
-    return [letters[name] for name in ids]
+    return [entries[name] for name in ids]
 
 
-def replay(log: RunLog, partitions: int, letters: Iterable[Letter]) -> dict[str, Ref]:
-    """Put each record back on its topic, with its partition, key, headers and history; id → where it is now.
+def replay(log: RunLog, partitions: int, entries: Iterable[DeadLetterEntry]) -> dict[str, Ref]:
+    """Write each record to its topic again, with its partition, key, headers and history; returns id → its new place.
 
-    The record and the note that it was put back are one transaction. Whoever comes later ends what is under way
-    elsewhere (all have one transactional id) and reads the notes again, so that no letter is put back twice however
-    many do it at once. AnalysisError: a letter that cannot be put back, and nothing is written; or another took over.
+    The record and the note of its replay are one transaction. All callers have one transactional id: whoever comes
+    later fences the others and then reads the notes again, so that no record is replayed twice however many try at
+    once. AnalysisError: one of them cannot be replayed, and nothing is written; or another call took over.
     """
-    wanted = list({letter.id: letter for letter in letters}.values())
-    for letter in wanted:
-        _check_replayable(letter, partitions)
+    wanted = list({entry.id: entry for entry in entries}.values())
+    for entry in wanted:
+        _check_replayable(entry, partitions)
     return asyncio.run(_replay(log, partitions, wanted))
 
 
-async def _replay(log: RunLog, partitions: int, letters: list[Letter]) -> dict[str, Ref]:
+async def _replay(log: RunLog, partitions: int, entries: list[DeadLetterEntry]) -> dict[str, Ref]:
     client = Log(LogSettings(log.bootstrap, log.run, partitions), "eachprompt-dlq")
     producer = client.producer(f"{log.run}.dlq")
     placed: dict[str, Ref] = {}
     try:
         await within(_CALL_S, f"for the transaction coordinator of {log.run}.dlq", producer.start())
-        # Fenced: what another put back before this is on the log by now, and what it has not, it cannot any more.
-        now = await asyncio.to_thread(read_letters, log)
-        for letter in letters:
-            _check_replayable(now.get(letter.id, letter), partitions)
-        for letter in letters:
-            event = letter.letter
+        # Others are fenced now: what they replayed before is on the log, and they cannot replay anything more.
+        now = await asyncio.to_thread(read_dead_letters, log)
+        for entry in entries:
+            _check_replayable(now.get(entry.id, entry), partitions)
+        for entry in entries:
+            event = entry.event
             async with asyncio.timeout(_CALL_S):
                 await producer.begin_transaction()
                 sent = await producer.send_and_wait(
@@ -135,14 +135,14 @@ async def _replay(log: RunLog, partitions: int, letters: list[Letter]) -> dict[s
                 ref = Ref(event.source.topic, sent.partition, sent.offset)
                 note = msgspec.structs.replace(event, data=b"", headers={}, replayed=ref, time_s=time.time())
                 await producer.send_and_wait(
-                    client.full(TOPIC), encode(note), letter.id.encode(), partition=0, headers=_note_headers(log, note)
+                    client.full(TOPIC), encode(note), entry.id.encode(), partition=0, headers=_note_headers(log, note)
                 )
                 await producer.commit_transaction()
-            placed[letter.id] = ref
+            placed[entry.id] = ref
     except TimeoutError as error:
         raise AnalysisError(f"the broker did not take a replayed record within {_CALL_S:g} s") from error
     except ProducerFenced as error:
-        done = f"; this one has put back {', '.join(placed)}" if placed else ""
+        done = f"; this one has replayed {', '.join(placed)}" if placed else ""
         raise AnalysisError(f"another `eachprompt dlq replay` of run {log.run} took over{done}") from error
     except KafkaError as error:
         raise StreamsError(f"records cannot be replayed: {type(error).__name__} {error}") from error
@@ -151,65 +151,65 @@ async def _replay(log: RunLog, partitions: int, letters: list[Letter]) -> dict[s
     return placed
 
 
-def _check_replayable(letter: Letter, partitions: int) -> None:
-    source = letter.letter.source
-    if letter.replayed is not None:
-        raise AnalysisError(f"dead letter {letter.id} was put back already, as {place(letter.replayed)}")
-    if letter.purged:
-        raise AnalysisError(f"dead letter {letter.id} was purged: its bytes are gone")
+def _check_replayable(entry: DeadLetterEntry, partitions: int) -> None:
+    source = entry.event.source
+    if entry.replayed is not None:
+        raise AnalysisError(f"dead letter {entry.id} was replayed already, as {place(entry.replayed)}")
+    if entry.purged:
+        raise AnalysisError(f"dead letter {entry.id} was purged: its bytes are gone")
     if source.topic == TOPIC or source.topic not in TOPICS:
-        raise AnalysisError(f"dead letter {letter.id} is of topic {source.topic}, to which nothing is put back")
+        raise AnalysisError(f"dead letter {entry.id} is of topic {source.topic}, to which nothing is replayed")
     count = partitions if TOPICS[source.topic].sharded else 1
     if source.partition >= count:
-        raise AnalysisError(f"dead letter {letter.id} is of partition {source.partition}, and the run has {count}")
+        raise AnalysisError(f"dead letter {entry.id} is of partition {source.partition}, and the run has {count}")
 
 
 def purge(log: RunLog, before_s: float | None) -> int:
-    """Delete the letters written before `before_s` (None: all of them); how many.
+    """Delete the dead letters written before `before_s` (unix seconds; None: all); returns how many.
 
-    A letter is the end of its rollouts, and `audit` needs it as long as they are on the log: what is deleted leaves a
-    short record without the bytes behind, which is dropped by a later purge once its source is gone.
+    A dead letter is the disposition of its rollouts, which `audit` needs as long as they are on the log. Each deleted
+    one therefore leaves a short note without the record's bytes, which a later purge drops once its source is gone.
     """
-    letters = read_letters(log)
-    dead = [letter for letter in letters.values() if not letter.purged]
-    staying = [letter.ref.offset for letter in dead if before_s is not None and letter.letter.time_s >= before_s]
+    entries = read_dead_letters(log)
+    dead = [entry for entry in entries.values() if not entry.purged]
+    staying = [entry.ref.offset for entry in dead if before_s is not None and entry.event.time_s >= before_s]
     with Admin(log.bootstrap) as admin:
         full = log.full(TOPIC)
-        # Letters stand in the order of time but for clocks that differ: the first that stays bounds the deletion.
+        # They are in the order of time except where clocks differ: the first one to stay bounds the deletion.
         cut = min([admin.end_offsets([full], committed_only=True)[TopicPartition(full, 0)], *staying])
         starts = admin.start_offsets([log.full(topic) for topic in TOPICS])
-        needed = [letter for letter in letters.values() if _is_needed(log, letter, cut, starts)]
-        asyncio.run(_leave_words(log, [_word(letter) for letter in needed]))
+        needed = [entry for entry in entries.values() if _is_needed(log, entry, cut, starts)]
+        asyncio.run(_write_notes(log, [_purge_note(entry) for entry in needed]))
         if cut > starts[TopicPartition(full, 0)]:
             admin.delete_records({TopicPartition(full, 0): cut})
-    return sum(letter.ref.offset < cut for letter in dead)
+    return sum(entry.ref.offset < cut for entry in dead)
 
 
-def _is_needed(log: RunLog, letter: Letter, cut: int, starts: dict[TopicPartition, int]) -> bool:
-    """Whether a letter below `cut` is about a record that is still on the log."""
-    source = letter.letter.source
+def _is_needed(log: RunLog, entry: DeadLetterEntry, cut: int, starts: dict[TopicPartition, int]) -> bool:
+    """Whether a dead letter below `cut` is about a record that is still on the log."""
+    source = entry.event.source
     start = starts.get(TopicPartition(log.full(source.topic), source.partition), 0) if source.topic in TOPICS else 0
-    return letter.ref.offset < cut and source.offset >= start
+    return entry.ref.offset < cut and source.offset >= start
 
 
-def _word(letter: Letter) -> DeadLetter:
-    """What is left of a purged letter."""
-    event = letter.letter
-    # The rollouts of a score or group that was put back are in other hands; a rollout put back is another record.
-    ends = () if letter.replayed is not None and event.source.topic != "rollouts" else letter.ends
-    return msgspec.structs.replace(event, data=b"", headers={}, replayed=letter.replayed, purged=True, ends=ends)
+def _purge_note(entry: DeadLetterEntry) -> DeadLetter:
+    """The note that a purged dead letter leaves."""
+    event = entry.event
+    # A replayed score or group is disposed of by its stage again; a replayed rollout is another record.
+    ends = () if entry.replayed is not None and event.source.topic != "rollouts" else entry.ends
+    return msgspec.structs.replace(event, data=b"", headers={}, replayed=entry.replayed, purged=True, ends=ends)
 
 
-async def _leave_words(log: RunLog, words: list[DeadLetter]) -> None:
-    if not words:
+async def _write_notes(log: RunLog, notes: list[DeadLetter]) -> None:
+    if not notes:
         return
     client = Log(LogSettings(log.bootstrap, log.run, 1), "eachprompt-dlq")
     producer = client.producer()
     try:
         await within(_CALL_S, f"for the broker at {log.bootstrap}", producer.start())
-        for word in words:
+        for note in notes:
             sending = producer.send_and_wait(
-                client.full(TOPIC), encode(word), place(word.source).encode(), 0, headers=_note_headers(log, word)
+                client.full(TOPIC), encode(note), place(note.source).encode(), 0, headers=_note_headers(log, note)
             )
             await within(_CALL_S, "for the broker to take a record of dead-letters", sending)
     except KafkaError as error:
@@ -222,7 +222,7 @@ def _note_headers(log: RunLog, event: DeadLetter) -> list[tuple[str, bytes]]:
     return [(names.SCHEMA, schema_header(event)), (names.RUN_HEADER, log.run.encode())]
 
 
-def record_in(letter: Letter) -> Record:
-    """The original record, as it was read by the stage that refused it."""
-    event = letter.letter
+def record_in(entry: DeadLetterEntry) -> Record:
+    """The original record as the stage that refused it had read it."""
+    event = entry.event
     return Record(*event.source, key=event.key, value=event.data, headers=event.headers, time_s=event.time_s)

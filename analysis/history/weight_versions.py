@@ -1,4 +1,4 @@
-"""What the log says of published weights: the newest word on each version, and who generates with it."""
+"""Published weights as the log records them: the newest publication of each version, and who applied it."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,13 +14,13 @@ from streams.weights import chain_to
 
 @dataclass
 class Published:
-    """Publications by version, and what producers said when they applied them."""
+    """Publications by version, and the producers' reports of applying them by (version, producer id)."""
 
     events: dict[int, WeightsPublished] = field(default_factory=dict)
     applied: dict[tuple[int, str], WeightsApplied] = field(default_factory=dict)
 
     def ranges(self) -> str:
-        """The versions there are: `1 to 5, 8`."""
+        """The published versions as text: `1 to 5, 8`."""
         versions = sorted(self.events)
         borders = [0, *(n for n, (a, b) in enumerate(pairwise(versions), 1) if b != a + 1), len(versions)]
         runs = [versions[first:end] for first, end in pairwise(borders)]
@@ -34,23 +34,23 @@ class Published:
             return None
 
     def drift(self, version: int) -> float | None:
-        """The largest mean |Δ log p| of a producer's canary at `version`; None where none was scored."""
+        """The largest mean |Δ log p| of any producer's canary at `version`; None where no producer scored it."""
         canary = self.events[version].canary
-        said = [
+        measured = [
             event.canary_logprobs.numpy()
             for (applied, _), event in self.applied.items()
             if applied == version and event.canary_logprobs is not None
         ]
-        if canary is None or not said:
+        if canary is None or not measured:
             return None
         own = canary.logprobs.numpy()
         return max(
             float(np.abs(own - other).mean()) if other.shape == own.shape and np.isfinite(other).all() else 1e300
-            for other in said
+            for other in measured
         )
 
-    def told(self, version: int) -> dict[str, Any]:
-        """One version for a report."""
+    def described(self, version: int) -> dict[str, Any]:
+        """One version as plain values, for tables and JSON."""
         event = self.events[version]
         drift = self.drift(version)
         return {
@@ -67,7 +67,7 @@ class Published:
 
 
 def read_published(log: RunLog) -> Published:
-    """Read `weights` and `applied` to their ends. StreamsError."""
+    """Read `weights` and `applied` to their present ends. StreamsError: the broker cannot be read."""
     published = Published()
     for event, _ in log.events("weights"):
         if isinstance(event, WeightsPublished):

@@ -21,7 +21,7 @@ SUBCOMMANDS: Final = {
     "status": "what every service does and waits for",
     "doctor": "check this machine; each finding with its fix",
     "audit": "prove from the raw topics how every rollout ended",
-    "dlq": "dead letters, the records that could not be processed: list, show, put back, purge",
+    "dlq": "dead letters, the records that could not be processed: list, show, replay, purge",
     "show": "print one record of a topic",
     "trace": "where the time goes between prompt and weights",
     "weights": "published weights: list, show, export as a directory that transformers and vLLM load",

@@ -1,6 +1,6 @@
-"""`eachprompt dlq list | show ID | replay ID… | purge`: the records that a stage could not take.
+"""`eachprompt dlq list | show ID | replay ID… | purge`: the records that a stage could not process.
 
-An ID is where the record was, `rollouts/2@17`; it stays the same for as long as the letter is kept.
+An ID is the place of the refused record, `rollouts/2@17`; it stays the same as long as the dead letter is kept.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from deploy.config.run import RunConfig, load
 from deploy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from analysis.history.dead_letters import Letter
+    from analysis.history.dead_letters import DeadLetterEntry
     from analysis.history.run_log import RunLog
 
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="every dead letter in one line")
     listing.add_argument("--topic", metavar="TOPIC", help="only records of this topic")
     listing.add_argument("--stage", metavar="STAGE", help="only what this stage refused")
-    listing.add_argument("--all", action="store_true", help="those that were put back or purged as well")
-    show = actions.add_parser("show", help="one dead letter: bytes, origin, error and history")
+    listing.add_argument("--all", action="store_true", help="those that were replayed or purged as well")
+    show = actions.add_parser("show", help="one dead letter: bytes, source, error and history")
     show.add_argument("id", metavar="ID", help="as the list prints it, for example rollouts/2@17")
-    replay = actions.add_parser("replay", help="put records back on their topics, with their history")
+    replay = actions.add_parser("replay", help="write records to their topics again, with their history")
     replay.add_argument("ids", metavar="ID", nargs="+", help="as the list prints it, for example rollouts/2@17")
     purge = actions.add_parser("purge", help="delete dead letters; their rollouts stay accounted for in `audit`")
     purge.add_argument("--older-than", metavar="AGE", help="only those older than this, for example 90m, 12h or 7d")
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does it and reports. ConfigError: an ID, topic or age that is none; DeployError: a letter that is not there."""
+    """Runs the action. ConfigError: not an ID, topic or age; AnalysisError: there is no such dead letter."""
     from analysis.history.dead_letters import parse_id
     from deploy.local.open_log import run_log
 
@@ -59,22 +59,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> int:
-    from analysis.history.dead_letters import read_letters
+    from analysis.history.dead_letters import read_dead_letters
     from deploy.cli.printing import print_json, print_table
 
-    letters = [
-        letter
-        for letter in read_letters(log).values()
-        if (arguments.all or letter.state == "dead")
-        and arguments.topic in (None, letter.letter.source.topic)
-        and arguments.stage in (None, letter.letter.stage)
+    entries = [
+        entry
+        for entry in read_dead_letters(log).values()
+        if (arguments.all or entry.state == "dead")
+        and arguments.topic in (None, entry.event.source.topic)
+        and arguments.stage in (None, entry.event.stage)
     ]
     if arguments.json:
-        print_json({"run": config.run.id, "dead_letters": [_told(letter) for letter in letters]})
+        print_json({"run": config.run.id, "dead_letters": [_as_json(entry) for entry in entries]})
         return 0
     rows = [
-        (told["id"], told["stage"], told["attempts"], told["bytes"], told["time"], told["state"], _short(told["error"]))
-        for told in map(_told, letters)
+        (row["id"], row["stage"], row["attempts"], row["bytes"], row["time"], row["state"], _short(row["error"]))
+        for row in map(_as_json, entries)
     ]
     if rows:
         print_table(("id", "stage", "attempts", "bytes", "refused", "state", "error"), rows)
@@ -85,19 +85,19 @@ def _list(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> in
 def _show(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> int:
     import base64
 
-    from analysis.history.dead_letters import chosen, read_letters, record_in
+    from analysis.history.dead_letters import chosen, read_dead_letters, record_in
     from analysis.history.records import as_text, clock, described
     from deploy.cli.printing import print_json
     from streams.log.dead_letters import history, place
 
-    (letter,) = chosen(read_letters(log, arguments.ids), arguments.ids)
-    event = letter.letter
-    shown: dict[str, Any] = _told(letter) | {
+    (entry,) = chosen(read_dead_letters(log, arguments.ids), arguments.ids)
+    event = entry.event
+    shown: dict[str, Any] = _as_json(entry) | {
         "history": [
             {"source": place(f.source), "stage": f.stage, "error": f.error, "time": clock(f.time_s)}
             for f in history(event)
         ],
-        "original": described(record_in(letter), Path(config.model.path)),
+        "original": described(record_in(entry), Path(config.model.path)),
     }
     if arguments.json:
         key = None if event.key is None else base64.b64encode(event.key).decode()
@@ -111,65 +111,65 @@ def _show(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> in
 
 
 def _replay(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> int:
-    from analysis.history.dead_letters import chosen, read_letters, replay
+    from analysis.history.dead_letters import chosen, read_dead_letters, replay
     from deploy.cli.printing import print_json
     from streams.log.dead_letters import place
 
     ids = list(dict.fromkeys(arguments.ids))
-    placed = replay(log, config.run.partitions, chosen(read_letters(log, ids), ids))
+    placed = replay(log, config.run.partitions, chosen(read_dead_letters(log, ids), ids))
     where = {name: place(ref) for name, ref in placed.items()}
     if arguments.json:
         print_json({"run": config.run.id, "replayed": where})
     else:
         for name, now in where.items():
-            print(f"{name} is back as {now}")
+            print(f"{name} was replayed as {now}")
     return 0
 
 
 def _purge(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> int:
-    from analysis.history.dead_letters import purge, read_letters
+    from analysis.history.dead_letters import purge, read_dead_letters
     from deploy.cli.printing import print_json
 
     before_s = arguments.before_s
     if arguments.yes:
         purged, pending = purge(log, before_s), 0
     else:
-        letters = [letter for letter in read_letters(log).values() if not letter.purged]
-        purged, pending = 0, sum(before_s is None or letter.letter.time_s < before_s for letter in letters)
+        entries = [entry for entry in read_dead_letters(log).values() if not entry.purged]
+        purged, pending = 0, sum(before_s is None or entry.event.time_s < before_s for entry in entries)
     if arguments.json:
         print_json({"run": config.run.id, "purged": purged, "would_purge": pending})
     elif arguments.yes:
         print(f"{purged} dead letters deleted")
     else:
-        print(f"{pending} dead letters would be deleted; nothing was, for --yes was not given")
+        print(f"{pending} dead letters would be deleted; nothing was deleted, for --yes was not given")
     return 0
 
 
-def _told(letter: "Letter") -> dict[str, Any]:
+def _as_json(entry: "DeadLetterEntry") -> dict[str, Any]:
     from analysis.history.records import clock
     from streams.log.dead_letters import place
 
-    event = letter.letter
+    event = entry.event
     return {
-        "id": letter.id,
+        "id": entry.id,
         "topic": event.source.topic,
         "partition": event.source.partition,
         "offset": event.source.offset,
         "stage": event.stage,
         "error": event.error,
         "attempts": event.attempts,
-        "bytes": letter.bytes,
+        "bytes": entry.bytes,
         "key": None if event.key is None else event.key.decode(errors="replace"),
         "time": clock(event.time_s),
         "time_s": event.time_s,
-        "letter": place(letter.ref),
-        "state": letter.state,
-        "replayed_as": None if letter.replayed is None else place(letter.replayed),
+        "letter": place(entry.ref),
+        "state": entry.state,
+        "replayed_as": None if entry.replayed is None else place(entry.replayed),
     }
 
 
 def _before(age: str | None) -> float | None:
-    """The unix time `age` ago. ConfigError: it is no age."""
+    """The unix time `age` ago. ConfigError: it is not an age."""
     if age is None:
         return None
     number, unit = age[:-1], age[-1:]

@@ -1,4 +1,4 @@
-"""`eachprompt weights list | show --version V | export --version V --out DIR`: what was published, and any of it whole.
+"""`eachprompt weights list | show --version V | export --version V --out DIR`: published weights, and exporting them.
 
 An exported directory is a Hugging Face checkpoint: transformers and vLLM load it as it is.
 """
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does it and reports. ConfigError: a version that is no number; DeployError: one that was not published."""
+    """Runs the action. ConfigError: a version that is not a number; DeployError: one that was not published."""
     from analysis.history.weight_versions import read_published
     from deploy.local.open_log import run_log
 
@@ -43,17 +43,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace, config: RunConfig, published: "Published") -> int:
     from deploy.cli.printing import print_json, print_table
 
-    told = [published.told(version) for version in sorted(published.events)]
+    versions = [published.described(version) for version in sorted(published.events)]
     if arguments.json:
-        print_json({"run": config.run.id, "weights": told})
+        print_json({"run": config.run.id, "weights": versions})
         return 0
     keys = ("version", "kind", "base_version", "precision", "bytes", "tensors", "published", "canary_drift")
-    if told:
-        rows = [(*("" if row[key] is None else row[key] for key in keys), " ".join(row["applied_by"])) for row in told]
+    if versions:
+        rows = [
+            (*("" if row[key] is None else row[key] for key in keys), " ".join(row["applied_by"])) for row in versions
+        ]
         print_table(
             ("version", "kind", "base", "precision", "bytes", "tensors", "published", "drift", "applied by"), rows
         )
-    print(f"{len(told)} versions of weights in run {config.run.id}")
+    print(f"{len(versions)} versions of weights in run {config.run.id}")
     return 0
 
 
@@ -63,7 +65,7 @@ def _show(arguments: argparse.Namespace, config: RunConfig, published: "Publishe
 
     version = _version(arguments.version, published, config)
     event = published.events[version]
-    shown: dict[str, Any] = published.told(version) | {
+    shown: dict[str, Any] = published.described(version) | {
         "digest": event.digest,
         "made_of": published.made_of(version),
         "files": [

@@ -7,7 +7,7 @@ from threading import Barrier
 import pytest
 
 from analysis.errors import AnalysisError
-from analysis.history.dead_letters import Letter, read_letters, replay
+from analysis.history.dead_letters import DeadLetterEntry, read_dead_letters, replay
 from analysis.history.run_log import RunLog
 from schemas import TOPICS, DeadLetter
 from streams.broker import Broker
@@ -45,15 +45,15 @@ def notes(log: RunLog) -> list[str]:
     return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in letters if note.replayed]
 
 
-def all_letters(log: RunLog) -> list[Letter]:
-    return list(read_letters(log, SOURCES).values())
+def all_letters(log: RunLog) -> list[DeadLetterEntry]:
+    return list(read_dead_letters(log, SOURCES).values())
 
 
 def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) -> None:
     read_before = all_letters(log)
     first = replay(log, PARTITIONS, read_before[:1])
     assert set(first) == {SOURCES[0]}
-    with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was put back already, as scores/1@0"):
+    with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was replayed already, as scores/1@0"):
         replay(log, PARTITIONS, reversed(read_before))
     assert put_back(log) == [b"junk 0"], "nothing of a refused command is written"
     assert set(replay(log, PARTITIONS, read_before[1:])) == {SOURCES[1]}
@@ -81,7 +81,7 @@ def test_operators_at_the_same_time_put_each_letter_back_once(log: RunLog) -> No
     with ThreadPoolExecutor(operators) as pool:
         said = [line for line in pool.map(operate, range(operators)) if line is not None]
     assert len(said) >= operators - 1
-    assert all("took over" in line or "was put back already" in line for line in said), said
+    assert all("took over" in line or "was replayed already" in line for line in said), said
     left = [letter for letter in all_letters(log) if letter.replayed is None]
     if left:
         # Who was ended between two letters has put back the first, which the one after it was refused for.
