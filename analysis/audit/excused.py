@@ -65,7 +65,7 @@ class StandingEnds:
         self._rollouts = rollouts
 
     def excuses(self, name: bytes) -> bool:
-        """Whether a record of this rollout id's group does not decode: what the rollout waits for may be that record."""
+        """Whether a record of this rollout id's group does not decode, which may be the one that it waits for."""
         return name.rpartition(b".")[0] in self._groups
 
     def is_over(self, rollout: Ref) -> bool:

@@ -41,16 +41,16 @@ def put_back(log: RunLog) -> list[bytes]:
 
 
 def notes(log: RunLog) -> list[str]:
-    letters = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
+    entries = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
     return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in letters if note.replayed]
 
 
-def all_letters(log: RunLog) -> list[DeadLetterEntry]:
+def all_entries(log: RunLog) -> list[DeadLetterEntry]:
     return list(read_dead_letters(log, SOURCES).values())
 
 
 def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) -> None:
-    read_before = all_letters(log)
+    read_before = all_entries(log)
     first = replay(log, PARTITIONS, read_before[:1])
     assert set(first) == {SOURCES[0]}
     with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was replayed already, as scores/1@0"):
@@ -60,7 +60,7 @@ def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) ->
 
 
 def test_an_id_given_twice_is_put_back_once(log: RunLog) -> None:
-    (letter, _) = all_letters(log)
+    (letter, _) = all_entries(log)
     replay(log, PARTITIONS, [letter, letter])
     assert put_back(log) == [b"junk 0"]
 
@@ -68,23 +68,23 @@ def test_an_id_given_twice_is_put_back_once(log: RunLog) -> None:
 def test_operators_at_the_same_time_put_each_letter_back_once(log: RunLog) -> None:
     operators = 4
     barrier = Barrier(operators)
-    letters = all_letters(log)
+    entries = all_entries(log)
 
     def operate(_: int) -> str | None:
         barrier.wait(30)
         try:
-            replay(log, PARTITIONS, letters)
+            replay(log, PARTITIONS, entries)
         except AnalysisError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(operators) as pool:
-        said = [line for line in pool.map(operate, range(operators)) if line is not None]
-    assert len(said) >= operators - 1
-    assert all("took over" in line or "was replayed already" in line for line in said), said
-    left = [letter for letter in all_letters(log) if letter.replayed is None]
+        refusals = [line for line in pool.map(operate, range(operators)) if line is not None]
+    assert len(refusals) >= operators - 1
+    assert all("took over" in line or "was replayed already" in line for line in refusals), refusals
+    left = [entry for entry in all_entries(log) if entry.replayed is None]
     if left:
-        # Who was ended between two letters has put back the first, which the one after it was refused for.
+        # An operator fenced between two records has replayed the first, for which the next one was refused.
         replay(log, PARTITIONS, left)
     assert sorted(put_back(log)) == [b"junk 0", b"junk 1"]
     assert sorted(notes(log)) == sorted(SOURCES)
