@@ -1,4 +1,4 @@
-"""Several operators put the same dead letter back: it is there once, and the others are told."""
+"""Several operators replay the same dead letter: its record is written once, and the others are refused with the reason."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ def put_back(log: RunLog) -> list[bytes]:
 
 def notes(log: RunLog) -> list[str]:
     entries = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
-    return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in letters if note.replayed]
+    return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in entries if note.replayed]
 
 
 def all_entries(log: RunLog) -> list[DeadLetterEntry]:
@@ -60,12 +60,12 @@ def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) ->
 
 
 def test_an_id_given_twice_is_put_back_once(log: RunLog) -> None:
-    (letter, _) = all_entries(log)
-    replay(log, PARTITIONS, [letter, letter])
+    (entry, _) = all_entries(log)
+    replay(log, PARTITIONS, [entry, entry])
     assert put_back(log) == [b"junk 0"]
 
 
-def test_operators_at_the_same_time_put_each_letter_back_once(log: RunLog) -> None:
+def test_operators_at_the_same_time_put_each_record_back_once(log: RunLog) -> None:
     operators = 4
     barrier = Barrier(operators)
     entries = all_entries(log)
