@@ -1,4 +1,4 @@
-"""Several operators replay the same dead letter: its record is written once, and the others are refused with the reason."""
+"""Several operators replay the same dead letter: its record is written once, and the others are refused."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
