@@ -32,16 +32,16 @@ class DeadEnds:
         self._rollouts: dict[Ref, list[Ref]] = {}
         self._replayed: dict[Ref, Ref] = {}
 
-    def add(self, letter: DeadLetter, rollouts: list[Ref]) -> None:
+    def add(self, dead: DeadLetter, rollouts: list[Ref]) -> None:
         """Add a dead letter and the rollouts that it disposes of."""
-        if letter.source.topic not in _READERS:
+        if dead.source.topic not in _READERS:
             return
-        if letter.replayed is not None:
-            self._replayed[letter.source] = letter.replayed
+        if dead.replayed is not None:
+            self._replayed[dead.source] = dead.replayed
         elif rollouts:
-            self._rollouts[letter.source] = rollouts
-        elif letter.key is not None:
-            self._keys[letter.source] = letter.key
+            self._rollouts[dead.source] = rollouts
+        elif dead.key is not None:
+            self._keys[dead.source] = dead.key
 
     def judge(self, finished: Callable[[str, Ref], bool] | None) -> "StandingEnds":
         """What still excuses; `finished(stage, ref)` tells whether a stage has committed a record (None: not known)."""

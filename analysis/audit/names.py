@@ -24,27 +24,28 @@ def rollout_name(value: bytes | memoryview) -> str | None:
         return None
 
 
-def dead_rollouts(letter: DeadLetter) -> list[Ref]:
-    """The rollouts that end with a dead letter: the record itself, or those of a score, group or batch that it was.
+def dead_rollouts(dead: DeadLetter) -> list[Ref]:
+    """The rollouts that a dead letter disposes of: the refused rollout, or those in the refused score, group or batch.
 
-    The learner's letters end nothing: what it refuses is in its step's `rejected`. A purged letter says what it ended.
+    The learner's dead letters dispose of none: what it refuses is in its step's `rejected`. The note of a purge lists
+    them.
     """
-    if letter.stage == "learner":
+    if dead.stage == "learner":
         return []
-    if letter.purged:
-        return list(letter.ends)
-    if letter.source.topic == "rollouts":
-        return [letter.source]
+    if dead.purged:
+        return list(dead.ends)
+    if dead.source.topic == "rollouts":
+        return [dead.source]
     try:
-        event = decode(letter.data)
+        refused = decode(dead.data)
     except UndecodableError:
         return []
-    match event:
-        case RolloutScored() if letter.source.topic == "scores":
-            return [event.rollout]
-        case GroupReady() if letter.source.topic == "groups":
-            return [member.rollout for member in event.members if member.disposition is None]
-        case BatchPlanned() if letter.source.topic == "batches":
-            return [sequence.rollout for sequence in event.sequences]
+    match refused:
+        case RolloutScored() if dead.source.topic == "scores":
+            return [refused.rollout]
+        case GroupReady() if dead.source.topic == "groups":
+            return [member.rollout for member in refused.members if member.disposition is None]
+        case BatchPlanned() if dead.source.topic == "batches":
+            return [sequence.rollout for sequence in refused.sequences]
         case _:
             return []

@@ -74,7 +74,8 @@ def _figures(gauges: dict[str, float]) -> str:
 def _expected(config: RunConfig) -> list[str]:
     counts = {service: config.replicas_of(service) for service in SERVICES}
     expected = [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
-    joined = {path.stem for path in config.layout.health.glob("rewards-*.json")}
+    elastic = (service.name for service in SERVICES.values() if service.scaling == "elastic")
+    joined = {path.stem for name in elastic for path in config.layout.health.glob(f"{name}-*.json")}
     return expected + sorted(joined - set(expected))
 
 

@@ -25,7 +25,7 @@ from streams.weights.delta import encode as encode_delta
 from streams.weights.tensors import parts
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny-moe"
-Told = Callable[..., Any]
+AsJson = Callable[..., Any]
 State = dict[str, StoredTensor]
 
 
@@ -115,7 +115,7 @@ def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def told(config: RunConfig, run: Run, capsys: pytest.CaptureFixture[str]) -> Told:
+def as_json(config: RunConfig, run: Run, capsys: pytest.CaptureFixture[str]) -> AsJson:
     def ask(*arguments: str, code: int = 0) -> Any:
         capsys.readouterr()
         assert main(["weights", *arguments, "--dir", str(config.directory), "--json"]) == code
@@ -125,8 +125,8 @@ def told(config: RunConfig, run: Run, capsys: pytest.CaptureFixture[str]) -> Tol
     return ask
 
 
-def test_every_version_is_listed_with_its_drift_and_who_applied_it(told: Told) -> None:
-    listed = told("list")["weights"]
+def test_every_version_is_listed_with_its_drift_and_who_applied_it(as_json: AsJson) -> None:
+    listed = as_json("list")["weights"]
     assert [(row["version"], row["kind"], row["base_version"]) for row in listed] == [
         (1, "full", None), (2, "delta", 1), (3, "delta", 2), (6, "full", None),
     ]  # fmt: skip
@@ -135,17 +135,17 @@ def test_every_version_is_listed_with_its_drift_and_who_applied_it(told: Told) -
     assert listed[1]["bytes"] < listed[0]["bytes"] / 2
 
 
-def test_one_version_is_shown_with_what_it_is_made_of(told: Told, run: Run) -> None:
-    shown = told("show", "--version", "3")
+def test_one_version_is_shown_with_what_it_is_made_of(as_json: AsJson, run: Run) -> None:
+    shown = as_json("show", "--version", "3")
     assert shown["made_of"] == [1, 2, 3] and shown["digest"] == run.events[2].digest
     assert shown["files"][0]["digest"] == run.events[2].files[0].blob.digest
 
 
-def test_a_version_that_is_not_there_and_a_place_that_is(told: Told, tmp_path: Path) -> None:
-    line = told("export", "--version", "4", "--out", str(tmp_path / "x"), code=1)
+def test_a_version_that_is_not_there_and_a_place_that_is(as_json: AsJson, tmp_path: Path) -> None:
+    line = as_json("export", "--version", "4", "--out", str(tmp_path / "x"), code=1)
     assert "weights 4 are not published in run demo; there are 1 to 3, 6" in line
-    assert "allowed: a number, or newest" in told("show", "--version", "two", code=2)
-    assert "is there already" in told("export", "--version", "3", "--out", str(tmp_path), code=2)
+    assert "allowed: a number, or newest" in as_json("show", "--version", "two", code=2)
+    assert "is there already" in as_json("export", "--version", "3", "--out", str(tmp_path), code=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,13 +160,13 @@ def test_nothing_is_left_of_an_export_that_fails(run: Run, config: RunConfig, tm
 
 
 @pytest.mark.parametrize("version", [1, 3, 6])
-def test_an_export_loads_with_transformers_as_it_is(told: Told, run: Run, tmp_path: Path, version: int) -> None:
+def test_an_export_loads_with_transformers_as_it_is(as_json: AsJson, run: Run, tmp_path: Path, version: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    said = told("export", "--version", str(version), "--out", str(tmp_path / "out"))
-    assert said["made_of"] == {1: [1], 3: [1, 2, 3], 6: [6]}[version]
-    assert {"config.json", "tokenizer.json", "generation_config.json"} <= set(said["files"])
+    exported = as_json("export", "--version", str(version), "--out", str(tmp_path / "out"))
+    assert exported["made_of"] == {1: [1], 3: [1, 2, 3], 6: [6]}[version]
+    assert {"config.json", "tokenizer.json", "generation_config.json"} <= set(exported["files"])
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == 1

@@ -140,7 +140,7 @@ def test_a_service_without_its_broker_says_so(eachprompt: Command, tmp_path: Pat
 
 def test_an_external_broker_that_is_not_there_ends_a_tool(eachprompt: Command, tmp_path: Path) -> None:
     overrides = ("broker.kind=external", 'broker.bootstrap_servers="127.0.0.1:1"', "supervisor.broker_s=1")
-    arguments = [word for override in overrides for word in ("--set", override)]
+    arguments = [argument for override in overrides for argument in ("--set", override)]
     done = eachprompt("topics", "-c", str(DEMO), "--dir", str(tmp_path), *arguments)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("eachprompt: ")
@@ -156,8 +156,8 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         argv = [sys.executable, "-P", "-m", "deploy.cli.main", "up", "-c", str(DEMO), "--dir", str(tmp_path / "run")]
         done = subprocess.run([*argv, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 1
-    said = f"eachprompt: port {port} of 127.0.0.1 is in use; set broker.port to another one, or to 0 for a free one"
-    assert done.stderr.splitlines()[-1] == said
+    expected = f"eachprompt: port {port} of 127.0.0.1 is in use; set broker.port to another one, or to 0 for a free one"
+    assert done.stderr.splitlines()[-1] == expected
     assert not list((tmp_path / "run").glob("pids/*"))
 
 
@@ -180,11 +180,11 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory, simulated: Callable[
         yield config
 
 
-Told = Callable[..., dict[str, Any]]
+AsJson = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def told(run_directory: RunConfig, eachprompt: Command) -> Told:
+def as_json(run_directory: RunConfig, eachprompt: Command) -> AsJson:
     """What a tool says of that run with --json."""
 
     def ask(*arguments: str) -> dict[str, Any]:
@@ -197,14 +197,14 @@ def told(run_directory: RunConfig, eachprompt: Command) -> Told:
     return ask
 
 
-def test_audit_prints_the_audit_alone(told: Told) -> None:
-    audit = told("audit")
+def test_audit_prints_the_audit_alone(as_json: AsJson) -> None:
+    audit = as_json("audit")
     assert audit["unaccounted"] == audit["trained_twice"] == audit["in_flight"] == 0
     assert audit["produced"] == sum(audit["dispositions"].values())
     assert audit["dispositions"]["trained"] == 48
-    assert told("audit", "--since", "1h") == audit
-    assert told("audit", "--until", "1h")["produced"] == 0
-    assert told("audit", "--until", "2h")["produced"] == 0
+    assert as_json("audit", "--since", "1h") == audit
+    assert as_json("audit", "--until", "1h")["produced"] == 0
+    assert as_json("audit", "--until", "2h")["produced"] == 0
 
 
 def test_audit_fails_where_a_rollout_is_lost(
@@ -224,8 +224,8 @@ def test_audit_fails_where_a_rollout_is_lost(
     assert sum(line.startswith("unaccounted: ") and "is not on the log" in line for line in lines) == 2
 
 
-def test_topics_counts_records(told: Told) -> None:
-    topics = {topic["name"]: topic for topic in told("topics")["topics"]}
+def test_topics_counts_records(as_json: AsJson) -> None:
+    topics = {topic["name"]: topic for topic in as_json("topics")["topics"]}
     assert set(topics) == set(TOPICS)
     assert topics["steps"]["offsets"] == 3
     assert topics["rollouts"]["partitions"] == 2
@@ -235,15 +235,15 @@ def test_topics_counts_records(told: Told) -> None:
     assert topics["prompts"]["lags"] == {"producer": topics["prompts"]["lag"], "groups": topics["prompts"]["lag"]}
 
 
-def test_trace_tells_every_hop(told: Told) -> None:
-    hops = told("trace")["hops"]
+def test_trace_tells_every_hop(as_json: AsJson) -> None:
+    hops = as_json("trace")["hops"]
     assert hops[0]["name"] == "prompt requested → rollout completed"
     assert hops[-1]["name"] == "end to end: requested → weights applied"
     assert hops[-1]["count"] == 48
 
 
-def test_status_without_services(told: Told) -> None:
-    status = told("status")
+def test_status_without_services(as_json: AsJson) -> None:
+    status = as_json("status")
     assert status["steps"] == 3
     assert set(status["services"].values()) == {None}
     assert status["lag"]["prompts"] > 0
@@ -251,12 +251,12 @@ def test_status_without_services(told: Told) -> None:
     assert status["lags"]["scores"] == {"groups": status["lag"]["scores"]}
 
 
-def test_show_decodes_a_record(told: Told, run_directory: RunConfig, eachprompt: Command) -> None:
-    newest = told("show", "rollouts")
+def test_show_decodes_a_record(as_json: AsJson, run_directory: RunConfig, eachprompt: Command) -> None:
+    newest = as_json("show", "rollouts")
     assert newest["event"] == "RolloutCompleted"
     assert newest["response_ids"].startswith("u4[")
     assert newest["response_text"]
-    assert told("show", "steps/0/1")["batch_ref"] == "batches/0/1"
+    assert as_json("show", "steps/0/1")["batch_ref"] == "batches/0/1"
     missing = eachprompt("show", "steps/0/99", "--dir", str(run_directory.directory))
     assert missing.returncode == 1
     assert missing.stderr == "eachprompt: there is no record at steps/0/99 of run demo\n"

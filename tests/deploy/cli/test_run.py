@@ -10,7 +10,7 @@ from deploy.cli.main import main
 from deploy.config.run import load
 
 
-def said(capsys: pytest.CaptureFixture[str], directory: Path, *arguments: str) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], directory: Path, *arguments: str) -> str:
     """The one line with which `run` ends where the broker is not up."""
     assert main(["run", *arguments, "-c", str(DEMO), "--dir", str(directory)]) == 2
     return capsys.readouterr().err
@@ -20,10 +20,10 @@ def test_reward_consumers_join_with_any_ordinal_and_others_have_theirs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for ordinal in ("0", "1", "5"):
-        assert "is not up" in said(capsys, tmp_path, "rewards", "--ordinal", ordinal)
-    assert "--ordinal is -1; allowed: a number of at least 0" in said(capsys, tmp_path, "rewards", "--ordinal", "-1")
+        assert "is not up" in refusal(capsys, tmp_path, "rewards", "--ordinal", ordinal)
+    assert "--ordinal is -1; allowed: a number of at least 0" in refusal(capsys, tmp_path, "rewards", "--ordinal", "-1")
     for service in ("groups", "producer"):
-        line = said(capsys, tmp_path, service, "--ordinal", "1")
+        line = refusal(capsys, tmp_path, service, "--ordinal", "1")
         assert f"--ordinal is 1; allowed: 0 to 0, for {service} has 1 processes" in line
 
 

@@ -18,12 +18,12 @@ from streams.broker.endpoint import broker_pid_file
 from streams.processes.child import running_pid, stop_pid
 
 DEADLINE_S = 60.0
-LIVES = 3
+FAILURES = 3
 OVERRIDES = [
     'broker.kind="embedded"',
     "supervisor.backoff_first_s=0.01",
     "supervisor.backoff_max_s=0.02",
-    f"supervisor.quick_failures={LIVES}",
+    f"supervisor.quick_failures={FAILURES}",
 ]
 
 
@@ -58,8 +58,10 @@ def is_up(config: RunConfig, before: int) -> bool:
 
 async def test_a_broker_that_dies_again_and_again_ends_the_run(config: RunConfig) -> None:
     async with Session(config, note=lambda said: None) as session:
-        with pytest.raises(GaveUpError, match=rf"gave up on the broker after {LIVES} quick failures: the broker ended"):
-            await session.serve(kill_brokers(config, LIVES + 1), services=[])
+        with pytest.raises(
+            GaveUpError, match=rf"gave up on the broker after {FAILURES} quick failures: the broker ended"
+        ):
+            await session.serve(kill_brokers(config, FAILURES + 1), services=[])
 
 
 async def test_a_broker_that_somebody_kills_is_started_again_at_once_however_often(config: RunConfig) -> None:
@@ -80,10 +82,10 @@ async def test_while_a_disk_is_full_the_broker_is_started_again_for_as_long_as_i
     (config.directory / "checkpoints").touch()
     async with Session(config, note=notes.append) as session:
         address = session.bootstrap
-        await session.serve(kill_brokers(config, 2 * LIVES), services=[])
+        await session.serve(kill_brokers(config, 2 * FAILURES), services=[])
         assert session.bootstrap == address
     ends = [note for note in notes if note.startswith("the broker ended")]
-    assert len(ends) == 2 * LIVES
+    assert len(ends) == 2 * FAILURES
     assert f"; the cause lies outside ({config.directory}/checkpoints cannot be written: " in ends[0]
 
 

@@ -54,7 +54,7 @@ async def until(what: str, condition: Callable[[], bool]) -> None:
         raise AssertionError(f"waited {DEADLINE_S} s {what}") from None
 
 
-def said(directory: Path, name: str, times: int = 1) -> Callable[[], bool]:
+def has_written(directory: Path, name: str, times: int = 1) -> Callable[[], bool]:
     log = directory / f"{name}.log"
     # Whole lines: where output is unbuffered the end of a line is written by itself, and a kill may come before it.
     return lambda: log.exists() and log.read_text().count("\n") >= times
@@ -79,7 +79,7 @@ async def test_stops_in_order_and_leaves_no_pid_file(tmp_path: Path) -> None:
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
     for name in names:
-        await until(f"for {name}", said(tmp_path, name))
+        await until(f"for {name}", has_written(tmp_path, name))
     stopping.set()
     await keeping
     order = sorted(names, key=lambda name: (tmp_path / f"{name}.log").stat().st_mtime_ns)
@@ -92,9 +92,9 @@ async def test_a_dead_process_is_started_again(tmp_path: Path) -> None:
     supervisor = Supervisor([unit(tmp_path, "svc", LINGER)], POLICY, stop_s=5, note=notes.append)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    await until("for the first life", said(tmp_path, "svc"))
+    await until("for the first process", has_written(tmp_path, "svc"))
     os.kill(pid_of(tmp_path, "svc"), signal.SIGKILL)
-    await until("for the second life", said(tmp_path, "svc", 2))
+    await until("for the second process", has_written(tmp_path, "svc", 2))
     stopping.set()
     await keeping
     assert supervisor.restarts == {"svc": 1}
@@ -109,10 +109,10 @@ async def test_what_dies_of_its_own_fault_whenever_it_is_at_work_is_delayed(tmp_
     supervisor = Supervisor(units, policy, stop_s=5, note=notes.append)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    for life in range(1, 6):
-        await until("for the next life", said(tmp_path, "struck", life))
+    for number in range(1, 6):
+        await until("for the next process", has_written(tmp_path, "struck", number))
         os.kill(pid_of(tmp_path, "struck"), signal.SIGKILL)
-    await until("for the sixth life", said(tmp_path, "struck", 6))
+    await until("for the sixth process", has_written(tmp_path, "struck", 6))
     await until("for the delay", lambda: any("in 60 s" in note for note in notes))
     stopping.set()
     await keeping
@@ -246,13 +246,13 @@ async def test_a_service_that_was_ready_for_a_while_is_started_again_at_once(tmp
     supervisor = Supervisor([Unit("svc", (child,))], policy, stop_s=5, note=notes.append)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    for life in range(1, 4):
-        await until(f"for life {life}", said(tmp_path, "svc", life))
+    for number in range(1, 4):
+        await until(f"for process {number}", has_written(tmp_path, "svc", number))
         pid = pid_of(tmp_path, "svc")
         await until("for the answer that it is ready", (tmp_path / f"asked-{pid}").exists)
-        await asyncio.sleep(2 * policy.quick_s)  # a life
+        await asyncio.sleep(2 * policy.quick_s)  # it serves for a while
         os.kill(pid, signal.SIGKILL)
-    await until("for the last life", said(tmp_path, "svc", 4))
+    await until("for the last process", has_written(tmp_path, "svc", 4))
     stopping.set()
     await keeping
     assert len(notes) == 3
@@ -272,12 +272,12 @@ async def test_ranks_live_and_die_together(tmp_path: Path) -> None:
     supervisor = Supervisor([unit(tmp_path, "learner", LINGER, STUBBORN)], POLICY, stop_s=0.2, note=lambda text: None)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    await until("for rank 0", said(tmp_path, "learner-0"))
-    await until("for rank 1", said(tmp_path, "learner-1"))
+    await until("for rank 0", has_written(tmp_path, "learner-0"))
+    await until("for rank 1", has_written(tmp_path, "learner-1"))
     mate = pid_of(tmp_path, "learner-1")
     os.kill(pid_of(tmp_path, "learner-0"), signal.SIGKILL)
-    await until("for rank 0 again", said(tmp_path, "learner-0", 2))
-    await until("for rank 1 again", said(tmp_path, "learner-1", 2))
+    await until("for rank 0 again", has_written(tmp_path, "learner-0", 2))
+    await until("for rank 1 again", has_written(tmp_path, "learner-1", 2))
     assert gone(mate)
     stopping.set()
     await keeping
@@ -297,7 +297,7 @@ async def test_what_does_not_stop_is_killed_at_the_deadline(tmp_path: Path) -> N
     supervisor = Supervisor([unit(tmp_path, "svc", STUBBORN)], POLICY, stop_s=0.3)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    await until("for it to be up", said(tmp_path, "svc"))
+    await until("for it to be up", has_written(tmp_path, "svc"))
     pid = pid_of(tmp_path, "svc")
     stopping.set()
     async with asyncio.timeout(DEADLINE_S):
@@ -309,7 +309,7 @@ async def test_kill_ends_everything_at_once(tmp_path: Path) -> None:
     supervisor = Supervisor([unit(tmp_path, "svc", STUBBORN)], POLICY, stop_s=10 * DEADLINE_S)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    await until("for it to be up", said(tmp_path, "svc"))
+    await until("for it to be up", has_written(tmp_path, "svc"))
     stopping.set()
     await asyncio.sleep(0)
     supervisor.kill()
@@ -335,7 +335,7 @@ async def test_the_children_of_a_killed_service_go_with_it(tmp_path: Path) -> No
     supervisor = Supervisor([unit(tmp_path, "svc", WITH_CHILD)], POLICY, stop_s=5, note=lambda text: None)
     stopping = asyncio.Event()
     keeping = asyncio.create_task(supervisor.keep(stopping))
-    await until("for its child", said(tmp_path, "svc"))
+    await until("for its child", has_written(tmp_path, "svc"))
     grandchild = int((tmp_path / "svc.log").read_text())
     os.kill(pid_of(tmp_path, "svc"), signal.SIGKILL)
     await until("for the grandchild to end", lambda: gone(grandchild))
@@ -357,7 +357,7 @@ async def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     """
     argv = [sys.executable, "-c", textwrap.dedent(program)]
     supervisor = await asyncio.to_thread(subprocess.Popen, argv)
-    await until("for the grandchild", said(tmp_path, "svc"))
+    await until("for the grandchild", has_written(tmp_path, "svc"))
     below = psutil.Process(supervisor.pid).children(recursive=True)
     assert len(below) == 3, "service, its child and the guard"
     supervisor.kill()
