@@ -9,7 +9,7 @@ is restarted by `deploy.local.restarts`: at once where it had been at work, with
 (the user's configuration) and too many quick failures end the run; what has its cause outside (exit code 75, or a
 directory of `storage` that cannot be written) does not, however long it lasts. The units stop in their order and are
 killed when `stop_s` is over. If this process itself is killed, the kernel kills its children (PR_SET_PDEATHSIG) and the
-guard their process groups.
+orphan reaper their process groups.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from pathlib import Path
 from signal import SIGTERM
 
 from deploy.errors import USAGE, DeployError
-from deploy.local.guard import Guard
 from deploy.local.readiness import until_ready
 from deploy.local.restarts import STRUCK, RestartPolicy, Restarts
 from deploy.local.storage import storage_obstacle
 from streams.processes.child import Child
+from streams.processes.orphan_reaper import OrphanReaper
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ EXIT_OUTSIDE = 75
 
 _TAIL_BYTES = 16_384
 _KILLED_S = 10.0
+_REAPER_S = 5.0
 _MATE_S = 3.0
 """How long the other ranks may take to end when one has ended: they hang in a collective, so waiting longer is idle."""
 
@@ -104,7 +105,7 @@ class Supervisor:
         self._storage = tuple(storage)
         self._children: dict[str, list[Child]] = {unit.service: [] for unit in units}
         self._killed = asyncio.Event()
-        self._guard: Guard | None = None
+        self._reaper: OrphanReaper | None = None
         self.restarts: dict[str, int] = {unit.service: 0 for unit in units}
 
     async def keep(self, stopping: asyncio.Event) -> None:
@@ -112,7 +113,7 @@ class Supervisor:
 
         GaveUpError: a unit cannot be kept alive. ChildError: a process of an earlier run is still there.
         """
-        self._guard = Guard.start()
+        self._reaper = OrphanReaper.of_groups()
         keepers = [asyncio.create_task(self._keep(unit, stopping), name=unit.service) for unit in self._units]
         waiting = asyncio.create_task(stopping.wait(), name="stopping")
         try:
@@ -123,7 +124,7 @@ class Supervisor:
             # Shielded: even when this call is cancelled, no process may be left behind.
             await asyncio.shield(self._stop())
             outcomes = await asyncio.gather(*keepers, return_exceptions=True)
-            self._guard.close()
+            self._reaper.close(_REAPER_S)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -170,7 +171,7 @@ class Supervisor:
                 await self._abandon(children)
                 return _End(spec.name, None, str(error), spec.log, 0.0, str(error.strerror))
             children.append(child)
-            self._guarding().add(child.pid)
+            self._orphans().add(child.pid)
         ready = asyncio.create_task(_all_ready(unit.processes, children), name=f"{unit.service} becomes ready")
         try:
             first, ended_s = await self._until_ended(children, stopping)
@@ -190,7 +191,7 @@ class Supervisor:
     async def _abandon(self, children: Sequence[Child]) -> None:
         await _end_all(children, _MATE_S, self._killed)
         for child in children:
-            self._guarding().remove(child.pid)
+            self._orphans().remove(child.pid)
 
     async def _until_ended(self, children: Sequence[Child], stopping: asyncio.Event) -> tuple[Child, float]:
         """Waits until all have ended; returns the one that ended first, and when, by the monotonic clock (seconds)."""
@@ -201,12 +202,12 @@ class Supervisor:
             await _end_all(children, _MATE_S, self._killed)
         await asyncio.gather(*ends)
         for child in children:
-            self._guarding().remove(child.pid)
+            self._orphans().remove(child.pid)
         return first, ended_s
 
-    def _guarding(self) -> Guard:
-        assert self._guard is not None
-        return self._guard
+    def _orphans(self) -> OrphanReaper:
+        assert self._reaper is not None
+        return self._reaper
 
     async def _stop(self) -> None:
         """Stops the units in order, each with its share of `stop_s` before the next is stopped too; then kills all."""

@@ -2,50 +2,35 @@
 
 import multiprocessing.resource_tracker
 import os
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from producers.rollouts.engine import reaper
 from producers.rollouts.engine.errors import EngineSettingsError
 from producers.rollouts.engine.settings import EngineSettings
+from streams.processes.orphan_reaper import OrphanReaper, kill_marked
 
 _MARK = "EACHPROMPT_ENGINE"
 _ENVIRONMENT = threading.Lock()
 
 
 class Keeper:
-    """Kills whatever the engine started: here when it is asked to, and from a process of its own when this one is gone,
-    however it ended."""
+    """Kills whatever the engine started: here when asked to, and by an orphan reaper when this process is gone."""
 
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
-        self._reaper = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(reaper.__file__)), f"{_MARK}={self.mark}"],
-            stdin=subprocess.PIPE,
-            env={},
-            start_new_session=True,
-        )
+        self._reaper = OrphanReaper.of_marked(f"{_MARK}={self.mark}")
 
     def kill(self) -> bool:
         """Kill what there is now and return whether all of it is gone; blocks a few seconds at most."""
-        return reaper.kill_marked(f"{_MARK}={self.mark}".encode())
+        return kill_marked(f"{_MARK}={self.mark}".encode())
 
     def close(self, deadline_s: float) -> bool:
-        """Kill what is left and let go of the second process, for at most `deadline_s` seconds; whether all is gone."""
+        """Kill what is left and end the reaper, within `deadline_s` seconds; whether all is gone."""
         gone = self.kill()
-        assert self._reaper.stdin is not None
-        self._reaper.stdin.close()
-        try:
-            self._reaper.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return gone
+        return self._reaper.close(deadline_s) and gone
 
 
 def engine_environment(settings: EngineSettings, mark: str) -> dict[str, str]:

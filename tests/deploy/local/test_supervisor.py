@@ -359,7 +359,7 @@ async def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     supervisor = await asyncio.to_thread(subprocess.Popen, argv)
     await until("for the grandchild", has_written(tmp_path, "svc"))
     below = psutil.Process(supervisor.pid).children(recursive=True)
-    assert len(below) == 3, "service, its child and the guard"
+    assert len(below) == 3, "service, its child and the orphan reaper"
     supervisor.kill()
     await asyncio.to_thread(supervisor.wait, DEADLINE_S)
     await until("for everything below it to end", lambda: all(gone(process.pid) for process in below))
