@@ -37,7 +37,7 @@ from schemas.services import SERVICES
 from streams.broker import open_broker
 from streams.broker.endpoint import broker_pid_file
 from streams.log.admin import create_topics
-from streams.log.replay import read_topic
+from streams.log.history import read_topic
 from streams.processes.child import running_pid
 
 ROOT: Final = Path(__file__).parents[1]

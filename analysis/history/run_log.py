@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from schemas import TOPICS, Event, UndecodableError, decode
 from schemas.services import SERVICES, readers
 from streams.log.admin import Admin, TopicPartition
-from streams.log.history import scan_topic
+from streams.log.history import read_topic
 from streams.record import Record
 from streams.stages.offsets import OffsetTracker
 
@@ -20,7 +20,7 @@ class RunLog:
 
     def read(self, topic: str, *, since_s: float | None = None, until_s: float | None = None) -> Iterator[Record]:
         """Every record of `topic` (short name) up to its present end, written in [since_s, until_s) (unix seconds)."""
-        return scan_topic(self.bootstrap, self.run, topic, since_s=since_s, until_s=until_s)
+        return read_topic(self.bootstrap, self.run, topic, since_s=since_s, until_s=until_s)
 
     def events(self, topic: str) -> Iterator[tuple[Event, Record]]:
         """Every record of `topic`, decoded; records that do not decode are skipped (they are in the dead letters)."""

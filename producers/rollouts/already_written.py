@@ -8,7 +8,7 @@ import msgspec
 
 from schemas.events import GroupRequested
 from streams.context import RunContext
-from streams.log.replay import read_topic
+from streams.log.history import read_topic
 from streams.record import Record
 
 logger = logging.getLogger(__name__)

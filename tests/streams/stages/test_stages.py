@@ -29,9 +29,8 @@ from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.dead_letters import place
 from streams.log.fetch import RecordFetcher
-from streams.log.history import scan_topic
+from streams.log.history import read_topic
 from streams.log.reader import Reader
-from streams.log.replay import read_topic
 from streams.log.tail import Tail, read_tail, read_to_end
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
@@ -496,7 +495,7 @@ async def test_follow_tells_when_it_has_caught_up_and_goes_on(log: Log, tmp_path
             await until("the new one", lambda: seen == [0, 1, 2, 3])
 
 
-async def test_replay_reads_history_up_to_now(log: Log) -> None:
+async def test_history_of_a_plain_writer_comes_with_its_headers(log: Log) -> None:
     async with Writer(log) as writer:
         for index in range(20):
             await writer.write(scored(f"g{index}", index))
@@ -545,21 +544,21 @@ async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Pat
         await asyncio.gather(*tasks)
 
 
-async def test_a_scan_reads_history_up_to_now_and_leaves_out_what_was_not_committed(log: Log) -> None:
+async def test_history_is_read_up_to_now_and_without_what_was_not_committed(log: Log) -> None:
     writer = TransactionalWriter(log, f"{log.settings.run}.w")
     await writer.open()
     written = [await writer.write([scored(f"g{index}", index)]) for index in range(20)]
     await writer.close()
 
     def scanned(**window: float) -> list[Record]:
-        return list(scan_topic(log.settings.bootstrap, log.settings.run, "scores", **window))
+        return list(read_topic(log.settings.bootstrap, log.settings.run, "scores", **window))
 
     records = await asyncio.to_thread(scanned)
     assert sorted(record.ref for record in records) == sorted(ref for refs in written for ref in refs)
     assert await asyncio.to_thread(lambda: scanned(since_s=time.time() + 3600)) == []
     assert await asyncio.to_thread(lambda: scanned(until_s=time.time() - 3600)) == []
     with pytest.raises(StreamsError, match="weights"):
-        await asyncio.to_thread(lambda: list(scan_topic(log.settings.bootstrap, log.settings.run, "weights")))
+        await asyncio.to_thread(lambda: list(read_topic(log.settings.bootstrap, log.settings.run, "weights")))
 
 
 async def test_an_idle_reader_does_not_spin(log: Log) -> None:
