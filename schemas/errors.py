@@ -1,4 +1,4 @@
-"""What can be wrong with a wire value, and the base of everything this project says is wrong."""
+"""The base of all errors of this project, and the errors of wire values."""
 
 
 class EachpromptError(Exception):
@@ -10,4 +10,4 @@ class SchemaError(EachpromptError, ValueError):
 
 
 class UndecodableError(SchemaError):
-    """Bytes that are not an event of this project; the message says what and where."""
+    """Bytes that are not an event of this project; the message names the cause and the place."""

@@ -24,6 +24,6 @@ def rollout_id(group: str, index: int) -> str:
 
 
 def sampling_seed(rollout: str, attempt: int, run_seed: int) -> int:
-    """The sampling seed of one attempt, 63 bits: a regenerated rollout is a new sample, a repeated call the same."""
+    """The sampling seed of one attempt, 63 bits: another attempt is a new sample, a repeated call gives the same."""
     digest = hashlib.blake2b(f"{run_seed}/{rollout}/{attempt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

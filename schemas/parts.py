@@ -11,26 +11,26 @@ from schemas.arrays import NDArray
 Disposition = Literal[
     "trained", "zero_variance", "stale", "invalid", "expired", "duplicate", "dead_letter", "evaluated"
 ]
-"""How a rollout ends. `evaluated` is the end of the rollouts of a held-back prompt, which are never trained on."""
+"""How a rollout ends. `evaluated` is for the rollouts of a held-back prompt, which are never trained on."""
 
 Purpose = Literal["train", "evaluate"]
 
 Unanimous = Literal["correct", "wrong"]
-"""What all rollouts of a group are, where their rewards have no variance and it is trained on all the same."""
+"""What all rollouts of a group are, where their rewards have no variance and the group is trained on nevertheless."""
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""A number of something, an offset, a version: what every client's 64 bits can hold."""
+"""A count, offset or version: at most what 64 signed bits hold in every client."""
 
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 """Neither infinite nor NaN: one NaN reward would make every mean and comparison after it meaningless."""
 
 Time = Annotated[float, Meta(ge=0, le=1e11)]
-"""Unix seconds, up to the year 5138: a NaN deadline would never pass."""
+"""Unix seconds, up to the year 5138. NaN is excluded: a NaN deadline would never pass."""
 
 MAX_REFERENCE_DEPTH: Final = 32
 
 MAX_SAMPLES: Final = 65_536
-"""Samples of one group: a producer makes room for each of them as soon as it has the request."""
+"""Samples of one group at most: a producer allocates for each of them when it receives the request."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,7 +90,7 @@ class BlobRef(Part, frozen=True, kw_only=True):
 
 
 class Routes(Part, frozen=True, kw_only=True):
-    """Router decisions `[tokens, moe_layers, top_k]`, one row a prompt and response token from `first_token` on.
+    """Router decisions `[tokens, moe_layers, top_k]`, one row per prompt and response token from `first_token` on.
 
     A token-layer without a recorded route has all its `top_k` entries equal to `sentinel`: no real decision selects
     one expert twice, so the sentinel is unambiguous even where the dtype has no value to spare (256 experts in u1).
@@ -119,7 +119,7 @@ class Routes(Part, frozen=True, kw_only=True):
 
 
 def check_reference(owner: str, reference: object) -> None:
-    """ValueError: a verifier's reference nests deeper than MAX_REFERENCE_DEPTH, which no encoder would take again."""
+    """ValueError: a verifier's reference nests deeper than MAX_REFERENCE_DEPTH, which no encoder accepts."""
     level, depth = [reference], 0
     while level := [
         item
@@ -144,7 +144,7 @@ class EngineInfo(Part, frozen=True, kw_only=True):
 
 
 class RolloutTimings(Part, frozen=True, kw_only=True):
-    """Unix times in seconds: taken from the log, handed to the engine, first token, last token."""
+    """Unix times in seconds: request read from the log, given to the engine, first token, last token."""
 
     received_s: Time
     started_s: Time
@@ -153,7 +153,7 @@ class RolloutTimings(Part, frozen=True, kw_only=True):
 
 
 class RewardComponent(Part, frozen=True, kw_only=True):
-    """One scorer's word: `value` counts with `weight` in the reward; `version` lets several coexist on the log."""
+    """One scorer's result: `value` counts with `weight` in the reward; `version` lets several coexist on the log."""
 
     name: str
     version: str
@@ -162,7 +162,7 @@ class RewardComponent(Part, frozen=True, kw_only=True):
 
 
 class Member(Part, frozen=True, kw_only=True):
-    """One rollout of a group, by reference. `disposition` is set where it ended already (it is then not trained on)."""
+    """One rollout of a group, by reference. `disposition` is set where it has one already and is not trained on."""
 
     rollout_id: str
     rollout: Ref
@@ -177,9 +177,10 @@ class Member(Part, frozen=True, kw_only=True):
 
 
 class PlannedSequence(Part, frozen=True, kw_only=True):
-    """One sequence of a batch: where its rollout is and what the learner needs besides.
+    """One sequence of a batch: its rollout's reference and what else the learner needs.
 
-    `unanimous` where the group's rewards have no variance: the learner makes advantages of the tokens' entropies.
+    `unanimous` is set where the group's rewards have no variance: the learner then derives advantages from the tokens'
+    entropies.
     """
 
     rollout_id: str
@@ -200,7 +201,7 @@ class WeightFile(Part, frozen=True, kw_only=True):
 
 
 class Canary(Part, frozen=True, kw_only=True):
-    """A fixed set of sequences and what the learner's own weights say of them, for producers to compare with.
+    """A fixed set of sequences and their log-probabilities by the learner's own weights, for producers to compare with.
 
     `token_ids` u4 `[sequences, tokens]`; `logprobs` f4 `[sequences, tokens - 1]`, of every token but the first, routed
     natively.
@@ -220,7 +221,7 @@ class Canary(Part, frozen=True, kw_only=True):
 
 
 class Rejected(Part, frozen=True, kw_only=True):
-    """A sequence that the learner refused: it ends as `invalid` and nothing was trained on it."""
+    """A sequence that the learner refused: its disposition is `invalid`, and it was not trained on."""
 
     rollout_id: str
     rollout: Ref

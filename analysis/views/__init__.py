@@ -1,1 +1,1 @@
-"""What a person looks at: live figures, summary, report."""
+"""Views of a run for a person: live figures, summary, report."""

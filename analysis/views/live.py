@@ -20,10 +20,10 @@ class View(Protocol):
     """Where a run is shown."""
 
     def show(self, now: Snapshot) -> None:
-        """The newest picture."""
+        """Show the newest figures."""
 
     def note(self, text: str) -> None:
-        """Something that happened, in a sentence."""
+        """Show a sentence about an event of the run."""
 
     def __enter__(self) -> Self: ...
 
@@ -33,7 +33,7 @@ class View(Protocol):
 
 
 def view_on(stream: TextIO, title: str) -> View:
-    """The view that fits `stream`."""
+    """A table for a terminal, plain lines for any other stream."""
     return TerminalView(stream, title) if stream.isatty() else PlainView(stream)
 
 
@@ -44,19 +44,19 @@ class PlainView:
         self._stream = stream
         self._began_s = time.monotonic()
         self._step = -1
-        self._said_s = 0.0
+        self._printed_s = 0.0
 
     def show(self, now: Snapshot) -> None:
         """See `View`."""
-        since_s = time.monotonic() - self._said_s
+        since_s = time.monotonic() - self._printed_s
         if now.step != self._step or since_s >= _LINE_EVERY_S:
             self._step = now.step
             self.note(as_line(now))
 
     def note(self, text: str) -> None:
         """See `View`."""
-        self._said_s = time.monotonic()
-        print(f"[{self._said_s - self._began_s:6.1f} s] {text}", file=self._stream, flush=True)
+        self._printed_s = time.monotonic()
+        print(f"[{self._printed_s - self._began_s:6.1f} s] {text}", file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -68,7 +68,7 @@ class PlainView:
 
 
 class TerminalView:
-    """A rich table: progress, learning, and what waits where."""
+    """A table that is redrawn: progress, pass rates, and how many rollouts wait where."""
 
     def __init__(self, stream: TextIO, title: str) -> None:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""What a person watching a run wants to see now. Pure: from the history, the clock and the lags, one frozen picture."""
+"""The figures that the live view shows. Pure: a frozen snapshot from the history, the clock and the lags."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,11 @@ _RECENT_ROLLOUTS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One look at a run. `pass_rate` is over the newest training rollouts, `held_back` the newest whole round's."""
+    """A run at unix time `time_s`.
+
+    `pass_rate` is over the newest training rollouts; `held_back` is the newest complete held-back round: (step after
+    which it was requested, pass rate). `queues` counts rollouts by where they are, `lag` records by topic.
+    """
 
     time_s: float
     step: int
@@ -29,7 +33,7 @@ class Snapshot:
 
 
 def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int]) -> Snapshot:
-    """The picture at `now_s`."""
+    """The figures at `now_s` (unix seconds)."""
     scored = [rollout for rollout in history.rollouts.values() if rollout.scored_s is not None]
     recent = [rollout for rollout in scored if rollout.purpose == "train"][-_RECENT_ROLLOUTS:]
     passed = [rollout.passed for rollout in recent if rollout.passed is not None]
@@ -54,7 +58,7 @@ def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int])
 
 
 def queues(history: History) -> dict[str, int]:
-    """Rollouts by where they are between being asked for and trained, as far as the events read tell."""
+    """Rollouts by where they are between request and training, by the events read so far."""
     asked = sum(request.samples for request in history.requests.values())
     known = list(history.rollouts.values())
     trained = {step.batch_ref for step in history.steps.values()}

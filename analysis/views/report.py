@@ -1,4 +1,4 @@
-"""The picture of a run: eight panels, everything in them computed from the log."""
+"""The report of a run: one picture of eight panels, computed from the log alone."""
 
 import io
 from pathlib import Path
@@ -38,7 +38,7 @@ _STYLE: Final = {
 
 
 def write_report(history: History, summary: Summary, path: Path) -> None:
-    """Draws the run into a PNG at `path`, whole or not at all."""
+    """Draws the run as a PNG and moves it to `path`, so that there is never half a file."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE):

@@ -28,8 +28,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     `max_staleness` is over the sequences that were trained on. `learner_idle_share` is the share of the learner's time
     after its first step that it spent waiting for batches. `tokens_per_s` is over the time from the first rollout's
-    start to the last one's end. A group that was dropped as stale was ready before, and counts as both. None is what
-    the log does not tell.
+    start to the last one's end. A group that was dropped as stale was ready before, and counts as both. None is a
+    figure that the log does not hold.
     """
 
     run: str
@@ -59,7 +59,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(history: History, audit: Audit, *, run: str, seed: int, broker: str, restarts: dict[str, int]) -> Summary:
-    """The summary of what `history` holds."""
+    """The summary of `history`."""
     rounds = sorted(history.evaluations)
     first = history.evaluated(rounds[0]) if rounds else None
     last = history.evaluated(rounds[-1]) if rounds else None
@@ -121,7 +121,7 @@ def _staleness(history: History, step: StepCompleted) -> list[int]:
 
 
 def _idle_share(steps: list[StepCompleted]) -> float | None:
-    """Waiting over waiting and working; the first wait is left out, for it is the other services' start."""
+    """Waiting over waiting and working time; the first wait is left out, since the other services start during it."""
     waited_s = sum(step.waited_s for step in steps[1:])
     worked_s = sum(step.wall_s for step in steps[1:])
     return waited_s / (waited_s + worked_s) if waited_s + worked_s > 0 else None
