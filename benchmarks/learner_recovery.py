@@ -26,10 +26,9 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from analysis.history import toml
 from deploy.cli.commands.demo import DEMO
 from deploy.config.layout import process_name
-from deploy.config.run import RunConfig, load, read
+from deploy.config.run import RunConfig, load, read, toml_text
 from deploy.local.processes import service_units
 from deploy.local.session import Session, quiet_clients
 from learner.training.phases import read_phases
@@ -98,7 +97,7 @@ def configure(directory: Path, broker: str) -> RunConfig:
     tables["run"] = {**tables["run"], "id": "recovery", "steps": 0, "ranks": RANKS}
     tables["broker"] = {"kind": broker, "ephemeral": broker == "embedded"}
     tables["learner"] = {**tables["learner"], "checkpoint_every": 10}
-    (directory / "run.toml").write_text(toml.dumps(tables, comment="A learner under fire."), encoding="utf-8")
+    (directory / "run.toml").write_text(toml_text(tables, "A learner under fire."), encoding="utf-8")
     return load(None, directory=directory)
 
 

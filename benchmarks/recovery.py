@@ -27,9 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from analysis.history import toml
 from deploy.cli.commands.demo import DEMO
-from deploy.config.run import RunConfig, load, read
+from deploy.config.run import RunConfig, load, read, toml_text
 from deploy.local.processes import service_units
 from deploy.local.session import Session, quiet_clients, topic_specs
 from deploy.local.supervisor import ProcessSpec, Unit
@@ -46,7 +45,7 @@ OUTPUT: Final = {name: service.output for name, service in SERVICES.items()}
 VICTIMS: Final = ("dispatcher", "rewards-0", "rewards-1", "groups-0", "groups-1", "batches", "broker")
 REPLICAS: Final = {"rewards": 2, "groups": 2}
 TABLES: Final[dict[str, dict[str, Any]]] = {
-    "run": {"id": "recovery", "steps": 0, "groups_per_batch": 8, "samples": 4, "max_staleness": 3, "ranks": 1},
+    "run": {"id": "recovery", "steps": 0, "groups_per_batch": 8, "group_size": 4, "max_staleness": 3, "ranks": 1},
     "replicas": REPLICAS,
     "broker": {"kind": "kafka"},
     "blobs": {"inline_max_bytes": 16},
@@ -91,7 +90,7 @@ def configure(directory: Path) -> RunConfig:
     for section, values in TABLES.items():
         tables[section] = {**tables.get(section, {}), **values}
     (directory / "checkpoints").mkdir(exist_ok=True)
-    (directory / "run.toml").write_text(toml.dumps(tables, comment="A run under fire."), encoding="utf-8")
+    (directory / "run.toml").write_text(toml_text(tables, "A run under fire."), encoding="utf-8")
     return load(None, directory=directory)
 
 

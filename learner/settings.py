@@ -1,12 +1,12 @@
 """The learner's settings: each field documented where it is defined. No torch, so that every command can read them."""
 
 import math
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from learner.objective_settings import check_correction, check_objective
+from learner.objective_settings import Correction, EspoSettings, NoCorrection, Objective, kind_of
 
 Precision = Literal["f32", "bf16", "fp8"]
 ReplayMode = Literal["rollout", "old", "off"]
@@ -60,19 +60,11 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """How one `BatchPlanned` becomes the next weights. Raises ValueError, one sentence, where fields do not fit."""
 
     model: Annotated[str, Meta(min_length=1, description="Hugging Face MoE directory that training starts from")]
-    objective: Annotated[
-        Literal["espo", "grpo", "dapo", "gspo", "cispo", "gmpo"], Meta(description="policy objective")
-    ] = "espo"
-    objective_settings: Annotated[
-        dict[str, Any], Meta(description="settings of the objective, such as alpha or clip_high")
-    ] = {}
+    objective: Annotated[Objective, Meta(description="policy objective, by kind, with its settings")] = EspoSettings()
     correction: Annotated[
-        Literal["none", "tis", "mis", "icepop", "geo"], Meta(description="weight for engine-trainer mismatch")
-    ] = "none"
-    correction_settings: Annotated[
-        dict[str, Any], Meta(description="settings of the correction: low, high, level")
-    ] = {}
-    old: Annotated[
+        Correction, Meta(description="weight for engine-trainer mismatch, by kind, with its settings")
+    ] = NoCorrection()
+    old_policy: Annotated[
         Literal["proximal", "rollout"],
         Meta(description="old policy: the learner's own proximal pass, or the engine's recorded log-probabilities"),
     ] = "proximal"
@@ -118,8 +110,10 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     experts: Annotated[Literal["eager", "grouped_mm"], Meta(description="implementation of the expert layers")] = (
         "eager"
     )
-    recompute: Annotated[bool, Meta(description="recompute activations in backward to save memory")] = False
-    offload: Annotated[
+    activation_checkpointing: Annotated[bool, Meta(description="recompute activations in backward to save memory")] = (
+        False
+    )
+    cpu_offload: Annotated[
         bool,
         Meta(description="keep master weights, gradients and optimizer state in host memory and update them there"),
     ] = False
@@ -150,7 +144,7 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     )
 
     ranks: Annotated[int, Meta(ge=1, description="processes that the model is sharded over")] = 2
-    copies: Annotated[
+    dp_replicate: Annotated[
         int, Meta(ge=1, description="times the model is held; each copy is sharded over ranks / copies neighbours")
     ] = 1
     threads: Annotated[int, Meta(ge=1, description="CPU threads of torch in each rank")] = 1
@@ -167,36 +161,30 @@ class LearnerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         for name in _FINITE:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"learner {name} is {getattr(self, name)}, allowed is a finite number")
-        if self.old == "rollout" and self.objective == "espo":
+        if self.old_policy == "rollout" and isinstance(self.objective, EspoSettings):
             raise ValueError(
-                "learner old 'rollout' has no proximal entropies, and objective 'espo' needs them: use old 'proximal' "
-                "or objective grpo, dapo, gspo, cispo or gmpo"
+                "learner old_policy 'rollout' has no proximal entropies, and objective 'espo' needs them: use "
+                "old_policy 'proximal' or objective grpo, dapo, gspo, cispo or gmpo"
             )
-        if self.old == "rollout" and self.correction != "none":
+        if self.old_policy == "rollout" and not isinstance(self.correction, NoCorrection):
             raise ValueError(
-                f"learner correction {self.correction!r} weighs by old policy against rollout policy, and with old "
-                f"'rollout' they are one: use correction 'none' or old 'proximal'"
+                f"learner correction {kind_of(self.correction)!r} weighs by old policy against rollout policy, and "
+                f"with old_policy 'rollout' they are one: use correction 'none' or old_policy 'proximal'"
             )
-        if self.old == "rollout" and self.router_replay == "old":
-            raise ValueError("learner router_replay 'old' replays the proximal pass, which old 'rollout' leaves out")
-        if self.ranks % self.copies:
+        if self.old_policy == "rollout" and self.router_replay == "old":
             raise ValueError(
-                f"learner copies is {self.copies}, which does not divide ranks {self.ranks}: every copy of the model "
-                f"is sharded over the same number of ranks"
+                "learner router_replay 'old' replays the proximal pass, which old_policy 'rollout' leaves out"
             )
-        if self.precision == "fp8" and self.fp8_recipe == "delayed" and self.recompute:
+        if self.ranks % self.dp_replicate:
+            raise ValueError(
+                f"learner dp_replicate is {self.dp_replicate}, which does not divide ranks {self.ranks}: every copy "
+                f"of the model is sharded over the same number of ranks"
+            )
+        if self.precision == "fp8" and self.fp8_recipe == "delayed" and self.activation_checkpointing:
             raise ValueError(
                 "learner fp8_recipe 'delayed' would count the maxima of recomputed layers twice: use fp8_recipe "
-                "'block' or recompute false"
+                "'block' or activation_checkpointing false"
             )
-        if self.correction == "none" and self.correction_settings:
-            raise ValueError(f"learner correction 'none' takes no settings and was given {self.correction_settings}")
-        for field, setting in (("old", "old"), ("correction", "correction"), ("kl_coefficient", "kl")):
-            if setting in self.objective_settings:
-                raise ValueError(f"learner objective_settings holds {setting!r}, which learner {field} sets")
-        check_objective(self.objective, self.objective_settings)
-        if self.correction != "none":
-            check_correction(self.correction, self.correction_settings)
         if self.collective_timeout_s < 3 * self.fetch_timeout_s:
             raise ValueError(
                 f"learner collective_timeout_s {self.collective_timeout_s:g} is not at least three times "

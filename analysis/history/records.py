@@ -1,12 +1,12 @@
 """One record as a person reads it: field by field, arrays abbreviated, token ids decoded with the model's tokenizer."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from analysis.history.toml import value_text
 from schemas import NDArray, Ref, UndecodableError, WeightSpan, decode
 from streams.record import Record
 
@@ -46,15 +46,30 @@ def _lines(table: dict[str, Any], indent: str) -> list[str]:
     for name, value in table.items():
         if value is None:
             continue
-        if isinstance(value, dict) and len(value_text(value)) > 100:
+        if isinstance(value, dict) and len(_value_text(value)) > 100:
             lines += [f"{indent}{name}", *_lines(value, indent + "    ")]
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             lines.append(f"{indent}{name} ({len(value)})")
-            lines += [f"{indent}    {value_text(item)}" for item in value]
+            lines += [f"{indent}    {_value_text(item)}" for item in value]
         else:
-            text = value if isinstance(value, str) and "\n" not in value else value_text(value)
+            text = value if isinstance(value, str) and "\n" not in value else _value_text(value)
             lines.append(f"{indent}{name:<{width}}  {text}")
     return lines
+
+
+def _value_text(value: Any) -> str:
+    """One value on one line, as TOML has it."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case dict():
+            return "{" + ", ".join(f"{k} = {_value_text(v)}" for k, v in value.items() if v is not None) + "}"
+        case list():
+            return "[" + ", ".join(_value_text(item) for item in value) + "]"
+        case _:
+            return str(value)
 
 
 def _plain(value: Any) -> Any:

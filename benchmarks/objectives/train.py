@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.objectives.stream import Stream, batches_of
 from learner.model.policy import Policy, build_policy, load_model, model_shape
+from learner.objective_settings import Objective, TisSettings
 from learner.ranks.group import join_group, leave_group
 from learner.ranks.lifeline import rendezvous
 from learner.settings import LearnerSettings
@@ -39,9 +40,8 @@ def main() -> None:
     steps = len(stream.batches)
     settings = LearnerSettings(
         model=stream.model,
-        objective=args.objective,
-        objective_settings=json.loads(args.settings),
-        correction="tis",
+        objective=msgspec.convert({"kind": args.objective, **json.loads(args.settings)}, Objective),
+        correction=TisSettings(),
         ranks=1,
         updates_per_batch=args.updates,
         decay_steps=max(steps, 4),

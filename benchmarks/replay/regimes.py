@@ -9,7 +9,7 @@ OFF_POLICY: Final = ("run.max_staleness=4", "learner.updates_per_batch=4", "lear
 TOP_1: Final = (
     "producer.kv_cache_dtype=fp8",
     "learner.objective=grpo",
-    "learner.old=rollout",
+    "learner.old_policy=rollout",
     "learner.correction=none",
     "dispatcher.evaluate_every=20",
 )

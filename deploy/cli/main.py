@@ -25,6 +25,7 @@ SUBCOMMANDS: Final = {
     "show": "print one record of a topic",
     "trace": "where the time goes between prompt and weights",
     "weights": "published weights: list, show, export as a directory that transformers and vLLM load",
+    "schema": "a JSON Schema of the TOML, with which an editor completes and checks it",
 }
 
 

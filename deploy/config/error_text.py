@@ -88,7 +88,8 @@ def _sentence(message: str, raw: Mapping[str, Any], kind: Any, within: str) -> s
     if unknown := _UNKNOWN.match(what):
         name = unknown["name"]
         close = suggestion(name, fields)
-        mend = f"did you mean {_dotted(key, [close])}?" if close else f"allowed are {', '.join(sorted(fields))}"
+        allowed = f"allowed are {', '.join(sorted(fields))}" if fields else "it takes none"
+        mend = f"did you mean {_dotted(key, [close])}?" if close else allowed
         given = shown(value[name]) if isinstance(value, Mapping) and not isinstance(value[name], Mapping) else "given"
         return f"{_dotted(key, [name])} is {given}, but there is no such key; {mend}"
     if missing := _MISSING.match(what):

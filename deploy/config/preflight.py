@@ -61,14 +61,15 @@ def check_ranks(ranks: int) -> None:
 
 def check_trainable(config: RunConfig) -> None:
     """ConfigError: values that are fine one by one and with which training would stand still."""
-    if config.run.samples < 2:
+    if config.run.group_size < 2:
         raise ConfigError(
-            f"run.samples is {config.run.samples}; allowed: at least 2, for a group of one rollout has no variance"
+            f"run.group_size is {config.run.group_size}; allowed: at least 2, for a group of one rollout has no "
+            f"variance"
         )
-    if config.service("groups").min_samples > config.run.samples:
+    if config.service("groups").min_samples > config.run.group_size:
         raise ConfigError(
-            f"groups.min_samples is {config.service('groups').min_samples}; allowed: at most run.samples, "
-            f"which is {config.run.samples}"
+            f"groups.min_samples is {config.service('groups').min_samples}; allowed: at most run.group_size, "
+            f"which is {config.run.group_size}"
         )
     if config.replicas.groups > config.run.partitions:
         raise ConfigError(

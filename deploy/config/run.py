@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import tomli_w
 
-from analysis.history import toml
 from deploy.config.error_text import convert, shown, suggestion
 from deploy.config.layout import RunDirectory
+from deploy.config.old_keys import current, current_key
 from deploy.config.settings import (
     BlobSettings,
     BrokerSection,
@@ -44,7 +45,14 @@ OWN: Final[Mapping[str, type[Any]]] = {
 }
 SOURCES: Final = ("prompts", "held_back")
 SECTIONS: Final = (*OWN, *SOURCES, *SERVICES)
-PATHS: Final = ("model.path", "prompts.path", "held_back.path", "broker.jars")
+PATHS: Final = (
+    "model.path",
+    "prompts.path",
+    "held_back.path",
+    "broker.jars",
+    "learner.objective.path",
+    "learner.correction.path",
+)
 """Keys that hold a path: made absolute where they are read."""
 
 
@@ -90,7 +98,7 @@ class RunConfig:
             tables[name] = {key: value for key, value in whole.items() if key not in handed_to(name)}
         shares = "\n".join(f"  {source} -> {', '.join(targets)}" for source, targets in HANDED_ON.items())
         comment = f"The resolved configuration of run {self.run.id}. Facts that are given once and handed on:\n{shares}"
-        return toml.dumps(tables, comment=comment)
+        return toml_text(tables, comment)
 
     def write(self) -> None:
         """`run.toml` of the run directory, whole or not at all."""
@@ -127,8 +135,10 @@ def load(path: Path | None, *, directory: Path | None = None, overrides: Sequenc
                 f"--dir is {directory}, but it holds no run.toml; allowed: a run directory, or -c FILE.toml"
             )
     tables = read(path)
+    tables = current(tables)
     for override in overrides:
         _override(tables, override)
+        tables = current(tables)
     return resolve(tables, name=path.stem, directory=directory)
 
 
@@ -146,15 +156,19 @@ def read(path: Path) -> dict[str, Any]:
                 f"{section} is {shown(table)}, but stands outside every section; allowed: [section] first"
             )
     for key in PATHS:
-        section, _, name = key.partition(".")
-        value = tables.get(section, {}).get(name)
+        *sections, name = key.split(".")
+        holder: Any = tables
+        for section in sections:
+            holder = holder.get(section, {}) if isinstance(holder, dict) else {}
+        value = holder.get(name) if isinstance(holder, dict) else None
         if isinstance(value, str) and value:
-            tables[section][name] = str((path.resolve().parent / Path(value).expanduser()).resolve())
+            holder[name] = str((path.resolve().parent / Path(value).expanduser()).resolve())
     return tables
 
 
 def resolve(tables: Mapping[str, Any], *, name: str, directory: Path | None) -> RunConfig:
     """Tables as a configuration; `name` is the run's id where the tables give none."""
+    tables = current(tables)
     for section in tables:
         if section not in SECTIONS:
             close = suggestion(section, list(SECTIONS))
@@ -190,6 +204,7 @@ def _source(table: Mapping[str, Any], within: str) -> dict[str, Any]:
 def _override(tables: dict[str, Any], override: str) -> None:
     """`section.key=value` with a value as TOML has it; a bare word is a string."""
     key, equals, text = override.partition("=")
+    key = current_key(key.strip())
     names = key.strip().split(".")
     if not equals or len(names) < 2 or not all(names):
         raise ConfigError(f"--set is {shown(override)}; allowed: section.key=value")
@@ -209,3 +224,15 @@ def _override(tables: dict[str, Any], override: str) -> None:
     if key.strip() in PATHS and isinstance(value, str) and value:
         value = str(Path(value).expanduser().resolve())
     table[names[-1]] = value
+
+
+def toml_text(tables: Mapping[str, Any], comment: str = "") -> str:
+    """TOML below a comment; what is None is left out, since TOML has no null."""
+    lines = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    return lines + "\n" * bool(lines) + tomli_w.dumps(_without_none(tables))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -21,7 +21,7 @@ class RunSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="seed of prompts, sampling and initialisation")] = 0
     steps: Annotated[int, Meta(ge=0, description="training steps; 0: until stopped")] = 0
     groups_per_batch: Annotated[int, Meta(ge=1, description="groups that one step trains on")] = 16
-    samples: Annotated[int, Meta(ge=1, description="rollouts of each prompt")] = 8
+    group_size: Annotated[int, Meta(ge=1, description="rollouts of each prompt")] = 8
     max_staleness: Annotated[int, Meta(ge=0, description="versions a rollout may be behind when trained")] = 1
     ranks: Annotated[int, Meta(ge=1, description="learner processes that the model is sharded over")] = 2
     partitions: Annotated[int, Meta(ge=1, le=1024, description="partitions of the topics that are sharded")] = 4

@@ -13,7 +13,7 @@ from deploy.errors import ConfigError
 HANDED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "model.path": ("producer.model", "rewards.model", "batches.model", "learner.model"),
     "run.steps": ("dispatcher.max_steps", "batches.max_batches", "learner.max_steps"),
-    "run.samples": ("dispatcher.samples",),
+    "run.group_size": ("dispatcher.samples",),
     "run.groups_per_batch": ("dispatcher.groups_per_batch", "batches.groups_per_batch"),
     "run.max_staleness": ("dispatcher.max_staleness", "batches.max_staleness"),
     "run.retention_h": ("dispatcher.retention_h",),

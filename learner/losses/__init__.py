@@ -5,8 +5,9 @@
 
 An objective returns what each sequence adds to the numerator and the denominator of the mean, so that micro-batching,
 packing and the number of ranks never change the loss. To write another one: its settings in
-`learner.objective_settings` (judged before anything starts, so without torch), and a frozen dataclass of them with a
-`__call__(TokenBatch) -> Surrogate` in `objectives.OBJECTIVES`.
+`learner.objective_settings` (judged before anything starts, so without torch), and a subclass of them with a
+`__call__(TokenBatch) -> Surrogate` in `objectives.OBJECTIVES`; or, without touching this package,
+`learner.losses.custom`.
 """
 
 from learner.losses.batch import LossTerms, TokenBatch

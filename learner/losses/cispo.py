@@ -1,7 +1,5 @@
 """CISPO: the ratio is clipped, the gradient is not."""
 
-from dataclasses import dataclass
-
 import torch
 
 from learner.losses.batch import TokenBatch
@@ -10,8 +8,7 @@ from learner.losses.surrogate import Surrogate, token_mean
 from learner.objective_settings import CispoSettings
 
 
-@dataclass(frozen=True)
-class Cispo(CispoSettings):
+class Cispo(CispoSettings, frozen=True, tag="cispo"):
     """J = Σ_i Σ_t sg[clip(r_t, 1 − low, 1 + high)]·Â·log π_θ(y_t) / Σ_i |o_i| (MiniMax-M1, arXiv 2506.13585, Eq. 4, 5).
 
     No token is ever without a gradient. clip_low = 1 leaves the ratio unbounded below, as the paper does.

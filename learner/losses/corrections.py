@@ -14,7 +14,7 @@ from learner.losses.batch import TokenBatch, usable
 from learner.losses.metrics import peak, total
 from learner.losses.ratios import LOG_RATIO_LIMIT, log_ratio
 from learner.losses.segments import segment_mean, segment_sum
-from learner.objective_settings import CorrectionSettings, completed_correction
+from learner.objective_settings import CORRECTIONS, CorrectionSettings, kind_of
 
 Weigher = Callable[[TokenBatch], Tensor]
 """What a correction is to an objective: `(TokenBatch) -> weight [T]`."""
@@ -69,8 +69,10 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 
 @dataclass(frozen=True)
-class Correction(CorrectionSettings):
+class Correction:
     """A callable `(TokenBatch) -> weight [T]`, detached; 0 for a token with a field that is not finite."""
+
+    settings: CorrectionSettings
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         tokens, keep = usable(batch)
@@ -79,12 +81,12 @@ class Correction(CorrectionSettings):
 
     def ratio(self, tokens: TokenBatch) -> Tensor:
         """ρ of the token, or that of its whole sequence, detached `[T]`."""
-        return KINDS[self.name].ratios[self.level](tokens)
+        return self._kind.ratios[self.settings.level](tokens)
 
     def metrics(self, tokens: TokenBatch, weight: Tensor) -> dict[str, Tensor]:
         """Shares of usable tokens rejected (weight 0) and clipped (weight neither 0 nor ρ), and the mean weight."""
         ratio = self.ratio(tokens)
-        outside = ~_inside(ratio, self.low, self.high)
+        outside = ~_inside(ratio, self.settings.low, self.settings.high)
         return {
             "correction/weight": total(weight),
             "correction/ratio_max": peak(ratio),
@@ -93,7 +95,11 @@ class Correction(CorrectionSettings):
         }
 
     def _weigh(self, ratio: Tensor) -> Tensor:
-        return KINDS[self.name].weigh(ratio, self.low, self.high)
+        return self._kind.weigh(ratio, self.settings.low, self.settings.high)
+
+    @property
+    def _kind(self) -> Kind:
+        return KINDS[kind_of(self.settings)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def correction(name: str, **settings: Any) -> Correction | Uncorrected:
             )
     if name == "none":
         return Uncorrected()
-    return Correction(**completed_correction(name, settings))
+    return Correction(CORRECTIONS[name](**settings))
 
 
 def bypass(batch: TokenBatch) -> TokenBatch:

@@ -1,7 +1,6 @@
 """ESPO: one ratio and one clip range for each entropy group of a response (arXiv 2512.00499)."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ from learner.losses.surrogate import Surrogate
 from learner.objective_settings import EspoSettings
 
 
-@dataclass(frozen=True)
-class Espo(EspoSettings):
+class Espo(EspoSettings, frozen=True, tag="espo"):
     """J = mean_i mean_τ mean_{t∈τ} min(s·Â, clip(s, 1 − ε_τ, 1 + ε_τ)·Â), τ the non-empty entropy groups of i."""
 
     def __call__(self, batch: TokenBatch) -> Surrogate:

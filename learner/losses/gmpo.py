@@ -1,7 +1,5 @@
 """GMPO: the geometric mean of the tokens' clipped ratios."""
 
-from dataclasses import dataclass
-
 import torch
 
 from learner.losses.batch import TokenBatch
@@ -11,8 +9,7 @@ from learner.losses.surrogate import Surrogate, sequence_mean
 from learner.objective_settings import GmpoSettings
 
 
-@dataclass(frozen=True)
-class Gmpo(GmpoSettings):
+class Gmpo(GmpoSettings, frozen=True, tag="gmpo"):
     """J = mean_i Â·Π_t min(r_t^σ, clip(r_t^σ, e^−low, e^high))^(σ/|o_i|), σ = sign(Â) (arXiv 2507.20673, Eq. 4).
 
     `clip_low` and `clip_high` bound the *log*-ratio here (the paper: 0.4 both). Since the minimum undoes every

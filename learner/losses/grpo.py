@@ -1,7 +1,5 @@
 """GRPO and DAPO: the token's own ratio, clipped; they differ in how tokens are averaged."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,7 @@ from learner.losses.surrogate import Surrogate, sequence_mean, token_mean
 from learner.objective_settings import DapoSettings, GrpoSettings
 
 
-@dataclass(frozen=True)
-class Grpo(GrpoSettings):
+class Grpo(GrpoSettings, frozen=True, tag="grpo"):
     """J = mean_i 1/|o_i| Σ_t min(r_t·Â, clip(r_t, 1 − low, 1 + high)·Â), r_t = π_θ/π_old (arXiv 2402.03300, Eq. 3)."""
 
     def __call__(self, batch: TokenBatch) -> Surrogate:
@@ -22,8 +19,7 @@ class Grpo(GrpoSettings):
         return _token_surrogate(batch, self.clip_low, self.clip_high, weight, denominator)
 
 
-@dataclass(frozen=True)
-class Dapo(DapoSettings):
+class Dapo(DapoSettings, frozen=True, tag="dapo"):
     """J = Σ_i Σ_t min(…) / Σ_i |o_i|: GRPO's token term, every token counting alike (arXiv 2503.14476, Eq. 8)."""
 
     def __call__(self, batch: TokenBatch) -> Surrogate:

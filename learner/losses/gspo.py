@@ -1,7 +1,5 @@
 """GSPO: one ratio for a sequence, the geometric mean of its tokens' ratios."""
 
-from dataclasses import dataclass
-
 import torch
 
 from learner.losses.batch import TokenBatch
@@ -11,8 +9,7 @@ from learner.losses.surrogate import Surrogate, sequence_mean
 from learner.objective_settings import GspoSettings
 
 
-@dataclass(frozen=True)
-class Gspo(GspoSettings):
+class Gspo(GspoSettings, frozen=True, tag="gspo"):
     """J = mean_i min(s_i·Â, clip(s_i, 1 − low, 1 + high)·Â), s_i = exp(1/|y_i| Σ_t log π_θ/π_old).
 
     arXiv 2507.18071, Eq. 5 and 7. Written in its token form (Eq. 13 and 14), which has the same value and gradient

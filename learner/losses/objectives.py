@@ -1,8 +1,8 @@
 """From a name and settings to a callable `(TokenBatch) -> LossTerms`: the parts every objective has in common."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from learner.losses.metrics import peak, total
 from learner.losses.ratios import LOG_RATIO_LIMIT, k3, log_ratio
 from learner.losses.segments import rank_from_top, segment_count, segment_sum
 from learner.losses.surrogate import PolicyObjective, Surrogate
+from learner.objective_settings import ObjectiveSettings
 
-OBJECTIVES: Mapping[str, Callable[..., PolicyObjective]] = {
+OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
     "espo": Espo,
     "grpo": Grpo,
     "dapo": Dapo,
@@ -98,7 +99,7 @@ def objective(
     if name not in OBJECTIVES:
         raise ValueError(f"Unknown objective {name!r}, allowed is {', '.join(OBJECTIVES)}.")
     policy_class = OBJECTIVES[name]
-    allowed = [field.name for field in fields(policy_class)]  # type: ignore[arg-type]
+    allowed = policy_class.__struct_fields__
     for setting in settings:
         if setting not in allowed:
             raise ValueError(f"Objective {name!r} has no setting {setting!r}, allowed is {', '.join(allowed)}.")
@@ -107,7 +108,7 @@ def objective(
     if not kl >= 0.0:
         raise ValueError(f"Objective {name!r}: kl is {kl}, allowed is 0 or more.")
     weigher = corrections.correction(correction) if isinstance(correction, str) else correction
-    return Objective(policy_class(**settings), weigher, old, kl)
+    return Objective(cast(PolicyObjective, policy_class(**settings)), weigher, old, kl)
 
 
 def _reference_divergence(tokens: TokenBatch) -> Tensor:

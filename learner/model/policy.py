@@ -134,7 +134,7 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
     model = load_model(directory, settings)
     if settings.precision == "fp8":
         compute_in_fp8(model, TransformerEngine(settings.fp8_recipe))
-    if settings.recompute:
+    if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return shard(model, mesh, mixed, settings)
 
@@ -163,16 +163,16 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
     their global ids; checkpoints and publication take any DTensor; the gradient norm is then a sum over two meshes.
     """
     policy = Policy(model, settings.chunk_tokens)
-    if mesh.device_type != "cpu" and not settings.offload:
+    if mesh.device_type != "cpu" and not settings.cpu_offload:
         policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
     # Memory can only be pinned for CUDA; with a CPU mesh everything is on the CPU already and this changes nothing.
-    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.offload else OffloadPolicy()
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.cpu_offload else OffloadPolicy()
     causal: Any = model
     for layer in causal.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=offload)
     fully_shard(policy, mesh=mesh, mp_policy=mixed, offload_policy=offload)
     # transformers recomputes activations in train mode only; without dropout or noise both modes compute the same.
-    return policy.train(settings.recompute)
+    return policy.train(settings.activation_checkpointing)
 
 
 def mixed_precision(precision: Precision, device: str) -> MixedPrecisionPolicy:

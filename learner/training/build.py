@@ -60,7 +60,7 @@ def build_components(
 
     transformers_logging.disable_progress_bar()
     _make_deterministic(settings, context.seed)
-    ranks = join_group(info, settings.collective_timeout_s, settings.copies)
+    ranks = join_group(info, settings.collective_timeout_s, settings.dp_replicate)
     on_joined()
     directory = Path(settings.model)
     stored = stored_tensors(directory)

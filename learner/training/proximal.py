@@ -49,7 +49,7 @@ class Proximal:
     def __init__(self, policy: Policy, settings: LearnerSettings, frozen: Policy | None) -> None:
         self._policy = policy
         self._mode = settings.router_replay
-        self._proximal = settings.old == "proximal"
+        self._proximal = settings.old_policy == "proximal"
         self._frozen = frozen
 
     @torch.no_grad()

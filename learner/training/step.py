@@ -19,11 +19,21 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from learner.errors import ModelError
-from learner.losses import TokenBatch, correction, merge_metrics, metric_values, objective, shaped_advantage
+from learner.losses import (
+    PolicyObjective,
+    TokenBatch,
+    merge_metrics,
+    metric_values,
+    objective,
+    shaped_advantage,
+)
+from learner.losses.corrections import Correction, Weigher
+from learner.losses.custom import custom_correction, custom_objective
 from learner.losses.metrics import peak, total
 from learner.losses.objectives import Objective
 from learner.model.packed_row import Rollout, filler_row, pack_rollouts
 from learner.model.policy import ModelShape, Policy
+from learner.objective_settings import CustomCorrection, CustomObjective, NoCorrection, kind_of
 from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
 from learner.training.proximal import Metrics, Proximal, Reference, routed
@@ -202,20 +212,25 @@ class Trainer:
 
 
 def build_objective(settings: LearnerSettings) -> Objective:
-    """The objective with its correction. ModelError: an unknown setting, or a value out of range."""
+    """The objective with its correction. ModelError: a function of the user's own that cannot be imported or called."""
     try:
-        weigher = None
-        if settings.correction != "none":
-            weigher = correction(settings.correction, **settings.correction_settings)
-        return objective(
-            settings.objective,
-            correction=weigher,
-            old=settings.old,
-            kl=settings.kl_coefficient,
-            **settings.objective_settings,
-        )
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"learner objective {settings.objective!r}: {error}") from error
+        return Objective(_policy(settings), _weigher(settings), settings.old_policy, settings.kl_coefficient)
+    except ValueError as error:
+        raise ModelError(f"learner objective {kind_of(settings.objective)!r}: {error}") from error
+
+
+def _policy(settings: LearnerSettings) -> PolicyObjective:
+    given = settings.objective
+    if isinstance(given, CustomObjective):
+        return custom_objective(given)
+    return objective(kind_of(given), **msgspec.structs.asdict(given)).policy
+
+
+def _weigher(settings: LearnerSettings) -> Weigher | None:
+    given = settings.correction
+    if isinstance(given, NoCorrection):
+        return None
+    return custom_correction(given) if isinstance(given, CustomCorrection) else Correction(given)
 
 
 def _batch_metrics(micro_batches: Sequence[Sequence[Rollout]]) -> Metrics:

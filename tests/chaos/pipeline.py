@@ -18,10 +18,9 @@ from typing import Final, Self
 
 import psutil
 
-from analysis.history import toml
 from deploy.cli.commands.demo import DEMO
 from deploy.config.layout import process_name
-from deploy.config.run import RunConfig, load, read
+from deploy.config.run import RunConfig, load, read, toml_text
 from deploy.local.processes import service_units
 from deploy.local.restarts import RestartPolicy
 from deploy.local.session import create_run_topics
@@ -182,7 +181,7 @@ class Pipeline:
         for section, values in self._shape.tables.items():
             tables[section] = {**tables.get(section, {}), **values}
         tables["broker"] = {"kind": "external", "bootstrap_servers": self.broker.bootstrap}
-        (self.directory / "run.toml").write_text(toml.dumps(tables, comment="A run under fire."), encoding="utf-8")
+        (self.directory / "run.toml").write_text(toml_text(tables, "A run under fire."), encoding="utf-8")
         return load(None, directory=self.directory)
 
     def _note(self, said: str) -> None:

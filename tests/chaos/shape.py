@@ -15,7 +15,7 @@ _TABLES: Final[Mapping[str, Mapping[str, Any]]] = {
         "id": "chaos",
         "steps": 0,
         "groups_per_batch": GROUPS_PER_BATCH,
-        "samples": 4,
+        "group_size": 4,
         "max_staleness": 3,
         "partitions": PARTITIONS,
         "drain_s": 3.0,

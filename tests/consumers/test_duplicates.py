@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis.history import toml
 from analysis.history.read import audit_of
 from analysis.history.run_log import RunLog
 from deploy.cli.commands.demo import DEMO
-from deploy.config.run import read
+from deploy.config.run import read, toml_text
 from schemas import GroupDropped, GroupReady, GroupRequested, RolloutCompleted, RolloutDisposed, Sampling
 from streams import faults
 from streams.log.clients import Log, Writer
@@ -69,7 +68,7 @@ def configure(log: Log, directory: Path) -> Path:
     tables = read(DEMO)
     tables["run"] = {**tables["run"], "id": log.settings.run, "partitions": PARTITIONS}
     tables["broker"] = {"kind": "external", "bootstrap_servers": log.settings.bootstrap}
-    (directory / "run.toml").write_text(toml.dumps(tables, comment="A producer that is paused."), encoding="utf-8")
+    (directory / "run.toml").write_text(toml_text(tables, "A producer that is paused."), encoding="utf-8")
     faults.arm(directory / "faults", "producer", "rollouts.written", "stop", hit=WRITTEN_FIRST)
     return directory / "faults"
 

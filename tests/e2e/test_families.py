@@ -44,7 +44,7 @@ SETTINGS: Final = (
     "rewards.repetition.weight=1.0",
     "rewards.repetition.ngram_tokens=2",
     "run.groups_per_batch=2",
-    "run.samples=4",
+    "run.group_size=4",
     "dispatcher.sampling={ max_tokens = 24 }",
     "dispatcher.evaluate_samples=1",
     "producer.kv_cache_dtype=auto",

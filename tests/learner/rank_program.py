@@ -28,6 +28,7 @@ from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
 from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
+from learner.objective_settings import EspoSettings, GrpoSettings, TisSettings
 from learner.ranks.group import RankGroup, join_group, leave_group
 from learner.ranks.lifeline import rendezvous
 from learner.settings import LearnerSettings
@@ -49,7 +50,7 @@ def trainer_of(ranks: RankGroup, directory: Path, **changes: Any) -> Trainer:
         **{
             "model": str(directory / "model"),
             "ranks": ranks.world,
-            "objective": "grpo",
+            "objective": GrpoSettings(),
             "updates_per_batch": 2,
             "learning_rate": 1e-2,
             **changes,
@@ -170,10 +171,10 @@ def copies(ranks: RankGroup, directory: Path) -> Any:
     mesh = init_device_mesh("cpu", (2, ranks.world // 2), mesh_dim_names=("copy", "shard"))
     held = replace(ranks, mesh=mesh)
     checkpoints = CheckpointManager(directory / "copies", "m", Retention(1), held)
-    first = trainer_of(held, directory, copies=2)
+    first = trainer_of(held, directory, dp_replicate=2)
     norms = [first.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2)]
     checkpoints.save(Position(2, first.updates, 2, 17), checkpoints.stage(first.state()))
-    second = trainer_of(held, directory, copies=2)
+    second = trainer_of(held, directory, dp_replicate=2)
     restore(checkpoints, second)
     norms += [second.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2, STEPS)]
     leave_behind(second, held, directory / "copies.safetensors")
@@ -328,15 +329,15 @@ def modes(ranks: RankGroup, directory: Path) -> Any:
     """Every way of routing and of the old policy trains; what it reports of router replay."""
     results = {}
     for mode, old in (("rollout", "proximal"), ("old", "proximal"), ("off", "proximal"), ("rollout", "rollout")):
-        trainer = trainer_of(ranks, directory, router_replay=mode, old=old, updates_per_batch=1)
+        trainer = trainer_of(ranks, directory, router_replay=mode, old_policy=old, updates_per_batch=1)
         results[f"{mode}/{old}"] = trainer.train(share(ranks, 1), 0).metrics
     for name, changes in (
         ("espo", {}),
-        ("espo, recomputed", {"recompute": True}),
-        ("espo, offloaded", {"offload": True}),
+        ("espo, recomputed", {"activation_checkpointing": True}),
+        ("espo, offloaded", {"cpu_offload": True}),
         ("espo, bf16", {"precision": "bf16"}),
     ):
-        trainer = trainer_of(ranks, directory, objective="espo", correction="tis", **changes)
+        trainer = trainer_of(ranks, directory, objective=EspoSettings(), correction=TisSettings(), **changes)
         results[name] = trainer.train(share(ranks, 1), 0).metrics
     return results
 
@@ -382,7 +383,7 @@ def shaped(ranks: RankGroup, directory: Path) -> Any:
     found = {}
     for old in ("proximal", "rollout"):
         trainer = trainer_of(
-            ranks, directory, router_replay="off", old=old, updates_per_batch=1, zero_variance_alpha=0.3
+            ranks, directory, router_replay="off", old_policy=old, updates_per_batch=1, zero_variance_alpha=0.3
         )
         micro_batches = [[unanimous(rollout) for rollout in micro] for micro in share(ranks, 0)]
         found[old] = trainer.train(micro_batches, 0).metrics

@@ -13,61 +13,59 @@ from learner.settings import LearnerSettings
 
 WRONG: list[tuple[list[str], str]] = [
     (
-        ["old=rollout"],
-        "learner old 'rollout' has no proximal entropies, and objective 'espo' needs them: use old 'proximal' or "
-        "objective grpo, dapo, gspo, cispo or gmpo",
+        ["old_policy=rollout"],
+        "learner old_policy 'rollout' has no proximal entropies, and objective 'espo' needs them: use "
+        "old_policy 'proximal' or objective grpo, dapo, gspo, cispo or gmpo",
     ),
     (
-        ["objective_settings={beta = 1}"],
-        "learner objective_settings holds 'beta'; objective 'espo' allows alpha, top_fraction, boundaries, ratio, "
-        "epsilon, epsilon_floor, clip_low, clip_high",
+        ["objective.beta=1"],
+        "learner.objective.beta is 1, but there is no such key; allowed are alpha, boundaries, clip_high, clip_low, "
+        "epsilon, epsilon_floor, ratio, top_fraction",
     ),
-    (["objective_settings={alpha = 'much'}"], "learner objective_settings.alpha is 'much'; allowed: a number"),
+    (["objective.alpha='much'"], 'learner.objective.alpha is "much"; allowed: a number of at least 0'),
     (
-        ["objective_settings={alpha = inf}"],
-        "learner objective_settings: espo: alpha is inf, allowed is a finite number, 0 or more",
+        ["objective.alpha=inf"],
+        "learner.objective: espo: alpha is inf, allowed is a finite number, 0 or more",
     ),
-    (["objective_settings={alpha = true}"], "learner objective_settings.alpha is True; allowed: a number"),
+    (["objective.alpha=true"], "learner.objective.alpha is true; allowed: a number of at least 0"),
+    (["objective.boundaries=0.8"], "learner.objective.boundaries is 0.8; allowed: a list, each item a number"),
     (
-        ["objective_settings={boundaries = 0.8}"],
-        "learner objective_settings.boundaries is 0.8; allowed: a list of numbers",
-    ),
-    (
-        ["objective_settings={ratio = 'token'}"],
-        "learner objective_settings.ratio is 'token'; allowed: 'group' or 'group_times_token'",
+        ["objective.ratio='token'"],
+        'learner.objective.ratio is "token"; allowed: "group" or "group_times_token"',
     ),
     (
-        ["objective_settings={top_fraction = 1.5}"],
-        "learner objective_settings: espo: top_fraction is 1.5, allowed is above 0 to 1",
+        ["objective.top_fraction=1.5"],
+        "learner.objective.top_fraction is 1.5; allowed: a number above 0 and up to 1",
+    ),
+    (["objective.alpha=nan"], "learner.objective.alpha is nan; allowed: a number of at least 0"),
+    (
+        ["objective=grpo", "objective.max_tokens=2.5"],
+        "learner.objective.max_tokens is 2.5; allowed: an integer of at least 1",
     ),
     (
-        ["objective_settings={alpha = nan}"],
-        "learner objective_settings: espo: alpha is nan, allowed is a finite number, 0 or more",
+        ["objective=gspo", "objective.clip_high=-1"],
+        "learner.objective.clip_high is -1; allowed: a number of at least 0",
     ),
     (
-        ["objective=grpo", "objective_settings={max_tokens = 2.5}"],
-        "learner objective_settings.max_tokens is 2.5; allowed: an integer",
+        ["objective={kind = 'custom', import = 'loss'}"],
+        "learner.objective: import is 'loss'; allowed: module:function, such as my_losses:loss",
     ),
     (
-        ["objective=gspo", "objective_settings={clip_high = -1}"],
-        "learner objective_settings: gspo: clip_high is -1, allowed is 0 or more",
+        ["correction.cap=2"],
+        "learner.correction.cap is 2, but there is no such key; allowed are high, level, low",
+    ),
+    (["correction.low='none'"], 'learner.correction.low is "none"; allowed: a number of at least 0'),
+    (
+        ["correction=mis", "correction.low=3"],
+        "learner.correction: mis: low is 3.0 and high is 2.0, allowed is 0 ≤ low ≤ high",
     ),
     (
-        ["correction_settings={cap = 2}"],
-        "learner correction_settings holds 'cap'; correction 'tis' allows low, high, level",
-    ),
-    (["correction_settings={low = 'none'}"], "learner correction_settings.low is 'none'; allowed: a number"),
-    (
-        ["correction=mis", "correction_settings={low = 3}"],
-        "learner correction_settings: mis: low is 3 and high is 2.0, allowed is 0 ≤ low ≤ high",
+        ["correction=geo", "correction.level='token'"],
+        "learner.correction: geo: level is 'token', allowed is 'sequence'",
     ),
     (
-        ["correction=geo", "correction_settings={level = 'token'}"],
-        "learner correction_settings: geo: level is 'token', allowed is 'sequence'",
-    ),
-    (
-        ["correction=none", "correction_settings={low = 0}"],
-        "learner correction 'none' takes no settings and was given {'low': 0}",
+        ["correction=none", "correction.low=0"],
+        "learner.correction.low is 0, but there is no such key; it takes none",
     ),
     (["learning_rate=inf"], "learner learning_rate is inf, allowed is a finite number"),
     (["collective_timeout_s=inf"], "learner collective_timeout_s is inf, allowed is a finite number"),

@@ -136,8 +136,8 @@ WRONG = [
     ("batches.model='x'", 'batches.model is "x", but services share it; allowed: give it as model.path'),
     (
         "learner.objective=epso",
-        'learner.objective is "epso"; allowed: "cispo" or "dapo" or "espo" or "gmpo" or "grpo" or "gspo" '
-        '(did you mean "espo"?)',
+        'learner.objective.kind is "epso"; allowed: "espo" or "grpo" or "dapo" or "gspo" or "cispo" or "gmpo" or '
+        '"custom" (did you mean "espo"?)',
     ),
     ("dispatcher.sampling.max_tokens=0", "dispatcher.sampling.max_tokens is 0; allowed: an integer of at least 1"),
     ("groups.min_samples=1", "groups.min_samples is 1; allowed: an integer of at least 2"),
@@ -283,7 +283,7 @@ def test_a_memory_shorter_than_a_group_may_take_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.samples=1", "run.samples is 1; allowed: at least 2"),
+        ("run.group_size=1", "run.group_size is 1; allowed: at least 2"),
         ("learner.publish_every=4", "learner.publish_every is 4 with run.max_staleness 2; allowed: at most 3"),
     ],
 )

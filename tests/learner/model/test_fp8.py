@@ -202,4 +202,4 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 def test_delayed_scaling_and_recomputation_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="would count the maxima of recomputed layers twice"):
-        LearnerSettings(model="m", precision="fp8", fp8_recipe="delayed", recompute=True)
+        LearnerSettings(model="m", precision="fp8", fp8_recipe="delayed", activation_checkpointing=True)

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from learner.model.policy import build_policy, model_shape, stored_tensors
+from learner.objective_settings import GrpoSettings
 from learner.ranks.group import RankGroup
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
@@ -35,8 +36,8 @@ def update(ranks: RankGroup, directory: Path, case: str) -> dict[str, float]:
     settings = LearnerSettings(
         model=str(directory),
         ranks=ranks.world,
-        objective="grpo",
-        recompute=True,
+        objective=GrpoSettings(),
+        activation_checkpointing=True,
         max_grad_norm=1e9,
         learning_rate=1e-2,
         chunk_tokens=4,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from learner.model.policy import load_model
+from learner.objective_settings import GrpoSettings, TisSettings
 from learner.settings import LearnerSettings
 from learner.training.schedule import learning_rate
 
@@ -124,12 +125,16 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"old": "rollout"}, "has no proximal entropies"),
-        ({"old": "rollout", "objective": "grpo", "correction": "tis"}, "with old 'rollout' they are one"),
-        ({"old": "rollout", "objective": "grpo", "router_replay": "old"}, "which old 'rollout' leaves out"),
-        ({"correction_settings": {"low": 1.0}}, "takes no settings"),
+        ({"old_policy": "rollout"}, "has no proximal entropies"),
+        (
+            {"old_policy": "rollout", "objective": GrpoSettings(), "correction": TisSettings()},
+            "with old_policy 'rollout' they are one",
+        ),
+        (
+            {"old_policy": "rollout", "objective": GrpoSettings(), "router_replay": "old"},
+            "which old_policy 'rollout' leaves out",
+        ),
         ({"decay_steps": 3}, "not above warmup_steps"),
-        ({"objective_settings": {"kl": 0.1}}, "'kl', which learner kl_coefficient sets"),
         ({"fetch_timeout_s": 100.0}, "three times fetch_timeout_s 100"),
     ],
 )

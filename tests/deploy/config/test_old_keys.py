@@ -1,0 +1,94 @@
+"""Keys of earlier versions: read, with one line that names the new one."""
+
+import logging
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.cli.commands.demo import DEMO
+from deploy.config.run import load, toml_text
+from deploy.errors import ConfigError
+from learner.objective_settings import EspoSettings, GspoSettings, NoCorrection, TisSettings
+
+SCALARS = st.one_of(st.booleans(), st.integers(-(2**62), 2**62), st.floats(allow_nan=False), st.text())
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
+TABLES = st.recursive(
+    st.dictionaries(st.text(min_size=1), VALUES, max_size=4),
+    lambda inner: st.dictionaries(st.text(min_size=1), inner | VALUES, max_size=4),
+    max_leaves=8,
+)
+
+
+def learner(tmp_path: Path, *overrides: str) -> Any:
+    return load(DEMO, directory=tmp_path, overrides=[f"learner.{override}" for override in overrides]).service(
+        "learner"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("old=rollout", "old_policy", "rollout"),
+        ("recompute=true", "activation_checkpointing", True),
+        ("offload=true", "cpu_offload", True),
+        ("copies=2", "dp_replicate", 2),
+    ],
+)
+def test_an_old_key_is_read_and_its_new_name_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str, value: object
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = learner(tmp_path, "objective=grpo", "correction=none", old)
+    assert getattr(found, new) == value
+    assert f"learner.{old.partition('=')[0]} is now learner.{new}" in caplog.messages
+
+
+def test_the_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text(
+        "[run]\nsamples = 4\n[prompts]\npath = 'p.jsonl'\n[model]\npath = 'm'\n"
+        "[learner]\nobjective = 'gspo'\nobjective_settings = { clip_low = 0.1 }\ncorrection = 'tis'\n"
+        "correction_settings = { high = 3.0 }\n"
+    )
+    config = load(path, directory=tmp_path)
+    assert config.run.group_size == 4
+    assert config.service("learner").objective == GspoSettings(clip_low=0.1)
+    assert config.service("learner").correction == TisSettings(high=3.0)
+
+
+def test_an_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.toml"
+    path.write_text("[run]\nsamples = 4\ngroup_size = 8\n[prompts]\npath = 'p.jsonl'\n")
+    with pytest.raises(ConfigError, match=r"run\.samples is 4, but run\.group_size, its new name, is given too"):
+        load(path, directory=tmp_path)
+
+
+def test_a_kind_alone_is_short_for_its_table(tmp_path: Path) -> None:
+    assert learner(tmp_path, "objective.alpha=0.5").objective == EspoSettings(alpha=0.5)
+    assert learner(tmp_path, "objective=gspo", "objective.clip_low=0.1").objective == GspoSettings(clip_low=0.1)
+    assert learner(tmp_path).correction == TisSettings()
+    assert learner(tmp_path, "correction=none").correction == NoCorrection()
+
+
+def test_the_resolved_configuration_is_the_same_again(tmp_path: Path) -> None:
+    config = load(DEMO, directory=tmp_path, overrides=["learner.objective.boundaries=[0.5, 0.8]"])
+    config.write()
+    assert load(None, directory=tmp_path).resolved() == config.resolved()
+    assert msgspec.to_builtins(load(None, directory=tmp_path).service("learner"))["objective"]["boundaries"] == (
+        0.5,
+        0.8,
+    )
+
+
+@given(TABLES)
+def test_what_is_written_reads_back(tables: dict[str, Any]) -> None:
+    assert tomllib.loads(toml_text(tables, "a comment\nof two lines")) == tables
+
+
+def test_what_is_none_is_left_out() -> None:
+    assert tomllib.loads(toml_text({"a": {"b": None, "c": [{"d": 1, "e": None}]}})) == {"a": {"c": [{"d": 1}]}}
