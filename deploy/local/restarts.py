@@ -1,13 +1,13 @@
-"""When to start a process again that has ended, and when to give up. Pure: lifetimes and causes in, delays out.
+"""When to restart a process that has ended, and when to give up. Pure: times served and causes in, delays out.
 
 There are four cases:
 
-- It had been ready for at least `quick_s` and something ended it from outside: it is started again at once.
-- It had been ready for as long and failed for its own fault: at once too, but with growing delays where that happened
-  more than `deaths` times in `window_s`, since each restart costs the other services something.
-- It failed earlier, for its own fault: a few tries with growing delays, and then the run ends.
-- The cause lies outside (no room on a disk, no broker): growing delays for as long as that lasts. These failures are
-  not counted, because a run of weeks must outlive a disk that is full over night.
+- It had been ready for at least `quick_s` and something ended it from outside: it is restarted at once.
+- It had been ready for as long and failed through its own fault: at once too, but with growing delays after more than
+  `deaths` such failures in `window_s`, since each restart costs the other services something.
+- It failed earlier, through its own fault: a few tries with growing delays, and then the run ends.
+- The cause lies outside (no room on a disk, no broker): growing delays as long as that lasts. These failures are not
+  counted, because a run of weeks must survive a disk that is full overnight.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ class RestartPolicy(Backoff):
     """The back-off between restarts, and when there are no more.
 
     A process that was ready for less than `quick_s` seconds is a quick failure; after `quick_failures` of them in a row
-    there is no other start. One that was ready for longer is delayed only where it failed for its own fault more than
+    it is not restarted. One that was ready for longer is delayed only where it failed through its own fault more than
     `deaths` times within `window_s` seconds.
     """
 
@@ -42,29 +42,29 @@ class Restarts:
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
         self._outside = 0
-        self._lived_s = 0.0
+        self._served_s = 0.0
         self._deaths: deque[float] = deque()
         self.quick = 0
 
     @property
     def deaths(self) -> int:
-        """How often it failed for its own fault within the last `window_s`, after it had been ready for `quick_s`."""
+        """How often it failed through its own fault within the last `window_s`, after it had been ready for `quick_s`."""
         return len(self._deaths)
 
     def failed(self, served_s: float, outside: bool = False, struck: bool = False) -> float | None:
-        """Seconds to wait before the next start, None where there is to be no other.
+        """Seconds to wait before the next start; None: give up.
 
         `served_s`: seconds for which it had been ready, 0 where it never was. `outside`: the cause lies outside.
         `struck`: somebody ended it, with a signal or by asking it to stop.
         """
         delay_s = self._delay_after(served_s, outside, struck)
-        self._lived_s += served_s + (delay_s or 0.0)
+        self._served_s += served_s + (delay_s or 0.0)
         return delay_s
 
     def _delay_after(self, served_s: float, outside: bool, struck: bool) -> float | None:
         if served_s >= self._policy.quick_s:
             self.quick = self._outside = 0
-            return 0.0 if outside or struck else self._delay_of_death(self._lived_s + served_s)
+            return 0.0 if outside or struck else self._delay_of_death(self._served_s + served_s)
         if outside:
             self._outside += 1
             return self._policy.delay_s(self._outside)
