@@ -48,7 +48,7 @@ class Restarts:
 
     @property
     def deaths(self) -> int:
-        """How often it failed through its own fault within the last `window_s`, after it had been ready for `quick_s`."""
+        """Failures through its own fault within the last `window_s`, each after it had been ready for `quick_s`."""
         return len(self._deaths)
 
     def failed(self, served_s: float, outside: bool = False, struck: bool = False) -> float | None:
