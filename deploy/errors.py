@@ -1,4 +1,4 @@
-"""What ends the command, and with which exit code."""
+"""Errors that end the command, and their exit codes."""
 
 from typing import Final
 
@@ -7,13 +7,13 @@ USAGE: Final = 2
 
 
 class DeployError(Exception):
-    """Base of the errors of this package: one sentence for the user. `exit_code` is what the command ends with."""
+    """Base of the errors of this package: one sentence for the user. `exit_code` is the command's."""
 
     exit_code: int = FAILED
 
 
 class ConfigError(DeployError):
-    """The user gave something wrong: a key, a value, a file. Exit code 2."""
+    """A key, value or file of the user is wrong. Exit code 2."""
 
     exit_code = USAGE
 

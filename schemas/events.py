@@ -1,4 +1,4 @@
-"""Every event on the log: frozen structs in one tagged union (DESIGN section 4).
+"""Every event on the log: frozen structs in one tagged union.
 
 Evolution: a new field has a default; types and tags never change; golden bytes of every released version stay in tests.
 Times are unix seconds. Topics of a `Ref` are the catalogue's short names.

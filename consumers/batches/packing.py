@@ -1,4 +1,4 @@
-"""Length-aware packing of a batch over ranks and micro-batches (DESIGN section 7.4). Pure and deterministic.
+"""Length-aware packing of a batch over ranks and micro-batches. Pure and deterministic.
 
     plan([900, 400, 300, 200], ranks=2, token_budget=1000, cost=(1.0, 0.0)).ranks
     # [[[0]], [[1, 2, 3]]]

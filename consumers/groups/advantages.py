@@ -1,4 +1,4 @@
-"""Group-relative advantages (DESIGN section 7.1; GRPO, arXiv 2402.03300, equation in section 4.1.2)."""
+"""Group-relative advantages (GRPO, arXiv 2402.03300, equation in section 4.1.2)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a group ends: one event that gives every member its disposition or its advantage (DESIGN section 7.1)."""
+"""How a group ends: one event that gives every member its disposition or its advantage."""
 
 import math
 from collections.abc import Sequence

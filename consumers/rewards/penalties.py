@@ -1,4 +1,4 @@
-"""Penalties that give a group's rewards a spread the verifier does not (DESIGN section 7.1). Pure."""
+"""Penalties that give a group's rewards a spread the verifier does not. Pure."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""The reward worker: one rollout in, its verdict out (DESIGN sections 7.1 and 7.3)."""
+"""The reward worker: one rollout in, its score out."""
 
 import asyncio
 import logging

@@ -1,7 +1,7 @@
-"""What vLLM reads in a DeepSeek-V3 directory and transformers takes for granted, and what its CPU kernels cannot do.
+"""DeepSeek-V3 configurations: keys that vLLM reads and transformers assumes, and limits of vLLM's CPU kernels.
 
 transformers' network has sigmoid scores and a routing bias whatever config.json says. vLLM 0.30.0 takes `scoring_func`
-"softmax" where none is given, and without `topk_method` it has no bias: engine and learner would be two networks.
+"softmax" where none is given, and without `topk_method` it has no bias: engine and learner would differ.
 Its latent attention on CPU has one size and no FP8 cache (`vllm.v1.attention.backends.mla.cpu_mla`).
 """
 
@@ -16,7 +16,7 @@ _LATENT: Final = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 
 def check_deepseek(path: str, model: Mapping[str, Any], device: str, kv_cache_dtype: str) -> None:
-    """`model` is config.json of the directory `path`. ConfigError: the engine would not run it as it is trained."""
+    """`model` is config.json of the directory `path`. ConfigError: the engine would compute it differently."""
     if model.get("model_type") != "deepseek_v3":
         return
     for key, wanted in _READ.items():

@@ -3,7 +3,7 @@
     convert({"run": {"stepz": 3}}, RunConfig)
     # ConfigError: run.stepz is 3, but there is no such key; did you mean run.steps?
 
-msgspec finds the error; this module says it in the words of the file that the user wrote.
+msgspec finds the error; this module names it by the keys of the file that the user wrote.
 """
 
 import difflib
@@ -28,7 +28,7 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 def convert(raw: Mapping[str, Any], kind: type[T] | Any, *, within: str = "") -> T:
     """`raw` as a `kind` (a struct or a tagged union of structs). `within` is the dotted key of `raw` itself.
 
-    ConfigError: the first thing that is wrong.
+    ConfigError: the first error that msgspec finds.
     """
     try:
         return msgspec.convert(raw, kind)
@@ -37,7 +37,7 @@ def convert(raw: Mapping[str, Any], kind: type[T] | Any, *, within: str = "") ->
 
 
 def allowed_text(kind: mi.Type) -> str:
-    """What a value of this type may be, in words."""
+    """What a value of this type may be, as part of a sentence."""
     match kind:
         case mi.Metadata():
             return allowed_text(kind.type)
@@ -65,13 +65,13 @@ def allowed_text(kind: mi.Type) -> str:
 
 
 def suggestion(name: str, choices: list[str]) -> str | None:
-    """The choice that `name` is most likely a slip of."""
+    """The choice that `name` most likely is a misspelling of; None: none is close."""
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     return close[0] if close else None
 
 
 def shown(value: object) -> str:
-    """A value the way TOML writes it, short enough for a line."""
+    """A value in TOML's notation, at most 80 characters."""
     if isinstance(value, bool):
         return "true" if value else "false"
     text = msgspec.json.encode(value, enc_hook=str).decode() if not isinstance(value, float) else repr(value)
@@ -89,9 +89,9 @@ def _sentence(message: str, raw: Mapping[str, Any], kind: Any, within: str) -> s
         name = unknown["name"]
         close = suggestion(name, fields)
         allowed = f"allowed are {', '.join(sorted(fields))}" if fields else "it takes none"
-        mend = f"did you mean {_dotted(key, [close])}?" if close else allowed
+        fix = f"did you mean {_dotted(key, [close])}?" if close else allowed
         given = shown(value[name]) if isinstance(value, Mapping) and not isinstance(value[name], Mapping) else "given"
-        return f"{_dotted(key, [name])} is {given}, but there is no such key; {mend}"
+        return f"{_dotted(key, [name])} is {given}, but there is no such key; {fix}"
     if missing := _MISSING.match(what):
         name = missing["name"]
         wanted = _type_at(expected, [name], value)
@@ -140,7 +140,7 @@ def _value_at(raw: Any, steps: list[str | int]) -> Any:
 
 
 def _type_at(kind: mi.Type | None, steps: list[str | int], raw: Any) -> mi.Type | None:
-    """The type that the value at `steps` must have, as far as the values above it say which."""
+    """The type that the value at `steps` must have; None where the values above it do not determine it."""
     kind = _plain(kind, raw)
     for step in steps:
         raw = _value_at(raw, [step])

@@ -1,6 +1,6 @@
 """A JSON Schema of a run's TOML, for editors: every section and key with its description, bounds and default.
 
-Made from the structs that read the file, so it cannot say anything else than they do. Values that services share are
+Made from the structs that read the file, so the two cannot disagree. Values that services share are
 left out of their sections, where giving them is an error.
 """
 

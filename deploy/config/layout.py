@@ -1,4 +1,4 @@
-"""The places in a run directory (DESIGN section 12)."""
+"""The paths in a run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,41 +6,41 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run directory; nothing is made by asking for a place."""
+    """The paths below `root`; nothing is created."""
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The fully resolved configuration."""
+        """The resolved configuration."""
         return self.root / "run.toml"
 
     @property
     def summary(self) -> Path:
-        """What the demo found, as JSON."""
+        """The run's summary, JSON."""
         return self.root / "summary.json"
 
     @property
     def report(self) -> Path:
-        """The demo's picture."""
+        """The run's report, PNG."""
         return self.root / "report.png"
 
     @property
     def health(self) -> Path:
-        """One JSON file a service with its port and process id."""
+        """Directory of one JSON file per service process, with its port and process id."""
         return self.root / "health"
 
     def log(self, process: str) -> Path:
-        """Where the output of a service process goes."""
+        """The file that takes a service process's output."""
         return self.root / "logs" / f"{process}.log"
 
     def pid_file(self, process: str) -> Path:
-        """Its process id, while it lives."""
+        """The file that holds its process id while it runs."""
         return self.root / "pids" / f"{process}.pid"
 
     @property
     def blob_uri(self) -> str:
-        """The blob store of a run that names no other."""
+        """The blob store of a run whose configuration names no other."""
         return (self.root.resolve() / "blobs").as_uri()
 
 

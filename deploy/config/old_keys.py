@@ -1,4 +1,4 @@
-"""Keys of earlier versions, still read for a while: each is moved to where it is now, with one line that says so.
+"""Keys of earlier versions, still read for a while: each is moved to its present name, with one log line.
 
 `learner.objective` and `learner.correction` are tables with a `kind`; the kind alone, as a string, is short for it.
 """
@@ -43,7 +43,7 @@ def current(tables: Mapping[str, Any]) -> dict[str, Any]:
 def current_key(key: str) -> str:
     """Today's name of a dotted key, as `--set` gives it."""
     if key in RENAMED:
-        _say(key, RENAMED[key])
+        _warn(key, RENAMED[key])
     return RENAMED.get(key, key)
 
 
@@ -53,7 +53,7 @@ def _tag(learner: dict[str, Any], name: str, default: str) -> None:
     settings = learner.get(f"{name}_settings")
     if isinstance(settings, Mapping):
         del learner[f"{name}_settings"]
-        _say(f"learner.{name}_settings", f"learner.{name}")
+        _warn(f"learner.{name}_settings", f"learner.{name}")
         table = {**(table if isinstance(table, Mapping) else {}), **settings}
     if isinstance(table, Mapping):
         learner[name] = {"kind": table.get("kind", default), **table}
@@ -66,8 +66,8 @@ def _move(table: dict[str, Any], old: str, new: str, section: str) -> None:
             f"new one"
         )
     table[new] = table.pop(old)
-    _say(f"{section}.{old}", f"{section}.{new}")
+    _warn(f"{section}.{old}", f"{section}.{new}")
 
 
-def _say(old: str, new: str) -> None:
+def _warn(old: str, new: str) -> None:
     logger.warning("%s is now %s", old, new)

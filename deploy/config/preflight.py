@@ -1,4 +1,4 @@
-"""What is checked before anything starts, so that a wrong file is one line and not a dead service."""
+"""Checks before anything starts, so that an error in a file is one line and not a service that ends."""
 
 import json
 import os
@@ -21,9 +21,9 @@ _LEAST_RANKS: Final = 8
 
 
 def check(config: RunConfig, services: Iterable[str] = SERVICES) -> int:
-    """Checks model directory, sections of `services` and prompts; the number of prompts in a held-back round.
+    """Checks model directory, sections of `services` and prompts; returns how many prompts a held-back round has.
 
-    ConfigError: the first thing that is wrong.
+    ConfigError: the first error found.
     """
     check_model(Path(config.model.path))
     check_engine(config)
@@ -60,7 +60,7 @@ def check_ranks(ranks: int) -> None:
 
 
 def check_trainable(config: RunConfig) -> None:
-    """ConfigError: values that are fine one by one and with which training would stand still."""
+    """ConfigError: values that are valid one by one, but with which nothing would be trained."""
     if config.run.group_size < 2:
         raise ConfigError(
             f"run.group_size is {config.run.group_size}; allowed: at least 2, for a group of one rollout has no "
@@ -108,7 +108,7 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def check_engine(config: RunConfig) -> None:
-    """ConfigError: a model that the learner trains and the producers' engine would not run as it is trained."""
+    """ConfigError: a model that the learner can train, but that the producers' engine would compute differently."""
     producer, directory = config.service("producer"), Path(config.model.path)
     read = json.loads((directory / "config.json").read_bytes())
     check_deepseek(str(directory), read, producer.device, producer.kv_cache_dtype)

@@ -83,7 +83,7 @@ class RunConfig:
         return convert(given, settings_class(name), within=name)
 
     def replicas_of(self, service: str) -> int:
-        """How many processes a service has."""
+        """The number of processes of a service: replicas, or the learner's ranks."""
         if service == "learner":
             return self.run.ranks
         return int(getattr(self.replicas, service, 1))
@@ -101,7 +101,7 @@ class RunConfig:
         return toml_text(tables, comment)
 
     def write(self) -> None:
-        """`run.toml` of the run directory, whole or not at all."""
+        """Writes `run.toml` of the run directory, and moves it there, so that there is never half a file."""
         path = self.layout.config
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
@@ -172,8 +172,8 @@ def resolve(tables: Mapping[str, Any], *, name: str, directory: Path | None) -> 
     for section in tables:
         if section not in SECTIONS:
             close = suggestion(section, list(SECTIONS))
-            mend = f"did you mean [{close}]?" if close else f"allowed are {', '.join(SECTIONS)}"
-            raise ConfigError(f"section [{section}] is given, but there is no such section; {mend}")
+            fix = f"did you mean [{close}]?" if close else f"allowed are {', '.join(SECTIONS)}"
+            raise ConfigError(f"section [{section}] is given, but there is no such section; {fix}")
     run = dict(tables.get("run", {}))
     run["id"] = run.get("id") or name
     own: dict[str, Any] = {

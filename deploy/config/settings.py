@@ -1,6 +1,6 @@
-"""What a run's TOML says outside the services' own sections: each field documented where it is defined.
+"""The sections of a run's TOML other than the services' own; each field is documented where it is defined.
 
-The facts that several services must agree on live here, once; `deploy.config.shared` says who is handed which.
+Settings that several services must agree on are here, once; `deploy.config.shared` hands them to the services.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ class RunSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ranks: Annotated[int, Meta(ge=1, description="learner processes that the model is sharded over")] = 2
     partitions: Annotated[int, Meta(ge=1, le=1024, description="partitions of the topics that are sharded")] = 4
     replication: Annotated[int, Meta(ge=1, le=7, description="replicas of every topic; 1 for local brokers")] = 1
-    retention_h: Annotated[float, Meta(ge=0, description="hours that records stay on the log; 0: for ever")] = 168.0
+    retention_h: Annotated[float, Meta(ge=0, description="hours that records stay on the log; 0: indefinitely")] = 168.0
     drain_s: Annotated[float, Meta(ge=0, description="seconds a stopped service may take to finish its work")] = 5.0
 
 
@@ -58,7 +58,7 @@ class BrokerSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             raise ValueError(str(error)) from None
 
     def build(self) -> BrokerSettings:
-        """As `streams.broker` takes it."""
+        """The same settings as `streams.broker` takes them."""
         return BrokerSettings(
             kind=self.kind,
             bootstrap_servers=self.bootstrap_servers,

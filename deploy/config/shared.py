@@ -1,7 +1,7 @@
-"""Which service is handed which shared fact.
+"""Shared settings, and which services receive them.
 
-A fact that several services must agree on is given once in the TOML and handed on; giving it to one service only is
-an error, so that no two of them can disagree.
+A setting that several services must agree on is given once in the TOML and handed to each; giving it in a service's
+section is an error, so that no two services can disagree.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ HANDED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "prompts": ("dispatcher.source",),
     "held_back": ("dispatcher.held_back",),
 }
-"""Where a fact is given → the settings that it becomes."""
+"""The key at which it is given → the settings that receive it."""
 
 
 def handed_to(service: str) -> dict[str, str]:

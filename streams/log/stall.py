@@ -1,4 +1,4 @@
-"""A reader that gets nothing although there is something: silence of a client is told from the end of the log."""
+"""A reader that gets nothing although there are records: a silent client is detected by the end of the log."""
 
 import time
 from typing import Final
@@ -9,13 +9,13 @@ from streams.log.reader import Reader
 _LOOK_EVERY_S: Final = 5.0
 
 STALLED_S: Final = 30.0
-"""A partition with records to read that gave none for so long is taken for stuck."""
+"""A partition with records to read that gave none for so long counts as stalled."""
 
 
 class Watchdog:
     """Compares, every few seconds, where a reader stands with where its partitions end.
 
-    Clients have stopped reading without an error before (DESIGN section 5); the restart of the service cures that.
+    Kafka clients have stopped reading without an error before; restarting the service recovers from that.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Transactions: a stage's outputs and the offsets it consumed become visible together (DESIGN section 5)."""
+"""Transactions: a stage's outputs and the offsets it consumed become visible together."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

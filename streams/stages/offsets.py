@@ -1,7 +1,7 @@
 """Which input offsets are done: low watermark, finished set above it, and their encoding into commit metadata.
 
 A stage finishes records out of order. What may be committed is the lowest unfinished offset; what is finished above it
-travels in the commit's metadata (DESIGN section 5), so that a restart re-processes exactly the unfinished records.
+travels in the commit's metadata, so that a restart re-processes exactly the unfinished records.
 """
 
 from typing import Final

@@ -3,7 +3,7 @@
 A stage is a pure state machine (`Processor`) that turns input records into outputs and says which inputs are done with.
 The runner (`streams.stages.runner`) gives it the records in log order, and writes outputs and consumed offsets in one
 transaction. There is no changelog: inputs that are not finished are delivered again after a restart and rebuild the
-state (DESIGN section 5).
+state (docs/delivery.md).
 """
 
 from dataclasses import dataclass

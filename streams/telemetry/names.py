@@ -1,6 +1,6 @@
 """Every span, attribute and metric name in one place.
 
-Spans follow the `rl.*` proposal and OpenTelemetry's messaging conventions (DESIGN section 10).
+Spans follow the `rl.*` proposal and OpenTelemetry's messaging conventions.
 """
 
 from typing import Final
