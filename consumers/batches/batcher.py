@@ -1,13 +1,12 @@
-"""The batcher: ready groups become numbered batches, packed for the learner's ranks. No I/O and no clock of its own.
+"""The batcher: ready groups become numbered batches, packed for the learner's ranks. No I/O, no own clock.
 
     groups ──▶ ready, oldest weights first ──▶ BatchPlanned b       enough groups, and less than `lookahead` ahead
                   └──────────────────────────▶ GroupDropped(stale)  b − its oldest version > max_staleness
 
 Batch b trains weights b into b + 1, so a group's staleness in batch b is b − its oldest version: no clock, no race.
-A GroupReady is finished when its group is on the log as planned or dropped; after a crash the unfinished ones come
-again, and the next number follows the last batch on the log. Should the broker forget what was committed, all of them
-come again: those of the last `max_staleness` batches are known by name, and older ones are stale, so none is planned
-twice.
+A GroupReady is finished when its group is on the log as planned or dropped. After a crash the unfinished ones are read
+again, and the next number follows the last batch on the log. Should the broker lose the commits, all of them are read
+again: those of the last `max_staleness` batches are known by id, and older ones are stale, so none is planned twice.
 """
 
 from collections import deque
@@ -79,13 +78,13 @@ class Batcher:
 
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         """Takes one event of `steps`: a trained batch makes room for the next."""
-        # A step of a batch that was never planned is no step of this run.
+        # A step of a batch that was never planned does not belong to this run.
         if isinstance(event, StepCompleted) and event.batch < self._planned:
             self._trained = max(self._trained, event.batch + 1)
         return self._advance(now_s)
 
     def on_recalled(self, event: Event, record: Record) -> None:
-        """Numbers go on after this stage's last batch on the log, whatever else is written there."""
+        """Numbering resumes after this stage's last batch on the log, whatever else is written there."""
         if isinstance(event, BatchPlanned):
             self._numbering.add(event.batch, event.groups)
             self._planned = self._numbering.next
@@ -178,7 +177,7 @@ def _sequence(member: Member, unanimous: Unanimous | None) -> PlannedSequence:
 
 
 def _dropped(ready: _Ready, reason: Disposition, now_s: float) -> Output:
-    """The end of the members that were to be trained on; the others have theirs in GroupReady already."""
+    """The disposition of the members that were to be trained on; the others have theirs in GroupReady already."""
     group = ready.group
     event = GroupDropped(
         group_id=group.group_id,

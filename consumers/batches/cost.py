@@ -1,4 +1,4 @@
-"""What a sequence costs the learner, from the model's configuration: floating-point operations of one forward pass."""
+"""Cost of a sequence for the learner, by the model's configuration: floating-point operations of one forward pass."""
 
 from collections.abc import Mapping
 from typing import Any

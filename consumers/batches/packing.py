@@ -49,14 +49,14 @@ def plan(lengths: Sequence[int], ranks: int, token_budget: int, cost: tuple[floa
     A sequence of n tokens costs a·n + b·n², `cost` = (a, b). Minimised in this order: the slowest rank's cost (at most
     4/3 − 1/(3·ranks) of the optimum, in practice within a percent), the number of micro-batches (at most 11/9 of the
     optimum + 1 for the chosen division), and the padding, that is how far the micro-batches at the same position of
-    different ranks are apart in cost, which is what the faster ranks wait at each collective (micro-batches of a rank
-    are evened out and ordered dearest first).
+    different ranks are apart in cost, for which the faster ranks wait at each collective (micro-batches of a rank are
+    evened out and ordered dearest first).
 
     A micro-batch is empty only where a rank has fewer sequences than micro-batches and none can be lent to it without
     making the slowest rank slower: always when there are fewer sequences than ranks.
 
     Raises ValueError for a sequence longer than `token_budget` or shorter than 1 (its index and length), for fewer
-    than 1 rank, and for a cost that is negative or nothing.
+    than 1 rank, and for a cost that is negative or zero.
     """
     _check(lengths, ranks, token_budget, cost)
     if not lengths:
@@ -131,7 +131,7 @@ def _differencing(costs: list[float], ranks: int) -> list[Home]:
 
 
 def _refined(homes: list[Home], costs: list[float]) -> list[Home]:
-    """Better by moving one sequence off the slowest rank, or swapping one of its own for a cheaper one elsewhere."""
+    """Improved by moving a sequence off the slowest rank, or swapping it for a cheaper one of another rank."""
     homes = [sorted(home, key=lambda i: (costs[i], i)) for home in homes]
     loads = _loads(homes, costs)
     floor = max(math.fsum(costs) / len(homes), max(costs))

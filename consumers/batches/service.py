@@ -17,7 +17,7 @@ from streams.stages.runner import run_processor
 
 BATCHES: Final = SERVICES["batches"]
 _RECALL_RECORDS: Final = 512
-"""Groups dropped after the last batch stand behind it on the topic; seldom more than this many: the dispatcher admits
+"""Groups dropped after the last batch are behind it on the topic; seldom more than this many: the dispatcher admits
 (max_staleness + 1) · groups_per_batch groups at a time."""
 
 

@@ -1,14 +1,14 @@
-"""The aggregator: collects the scores of a group and ends every rollout exactly once. No I/O and no clock of its own.
+"""The aggregator: collects the scores of a group and disposes of every rollout exactly once. No I/O, no own clock.
 
     prompts ─▶ open group
-    scores ──▶ open group ──▶ GroupReady | GroupDropped | GroupEvaluated    complete, or its time has passed
+    scores ──▶ open group ──▶ GroupReady | GroupDropped | GroupEvaluated    complete, or its deadline has passed
        ├─────▶ (nothing)                                                    the same rollout record scored again
        ├─────▶ RolloutDisposed(duplicate)                                   a later attempt, or a straggler
        └─────▶ RolloutDisposed(expired)                                     of a group that ended without members, or is
                                                                             older than anything remembered
 
-A score is finished when its rollout has its end on the log, a request when its group has; after a crash the unfinished
-ones rebuild the open groups, and `on_recalled` rebuilds the memory of the closed ones.
+A score is finished when its rollout's disposition is on the log, a request when its group's event is. After a crash the
+unfinished ones rebuild the open groups, and `on_recalled` rebuilds the memory of the closed ones.
 """
 
 import math
@@ -35,7 +35,7 @@ from streams.stages.processor import ProcessResult
 class Aggregator:
     """A `streams.stages.processor.Processor` over the requests and scores of one partition.
 
-    `known_since_s`: `on_recalled` is told of every group that was closed later (see `Memory`).
+    `known_since_s`: `on_recalled` is called with every group that was closed later (see `Memory`; unix seconds).
     """
 
     def __init__(self, settings: GroupSettings, known_since_s: float = -math.inf) -> None:
@@ -45,7 +45,7 @@ class Aggregator:
         self._read = (-math.inf, -math.inf)
 
     def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
-        """Takes a request or a score. Raises Poison for others and for a member that its group did not ask for."""
+        """Takes a request or a score. Raises Poison for others, and for a member that its group did not request."""
         self._memory.forget(now_s)
         match event:
             case GroupRequested():
@@ -69,24 +69,24 @@ class Aggregator:
                     event.group_id, rollouts, event.time_s, closed=True, requested_s=event.requested_s
                 )
             case RolloutDisposed(disposition="duplicate"):
-                # The group was requested before, and nothing on this record says when.
-                told_s = event.time_s
-                self._memory.remember(event.group_id, (event.rollout,), told_s, closed=False, requested_s=told_s)
+                # The group was requested earlier, and this record does not hold when.
+                latest_s = event.time_s
+                self._memory.remember(event.group_id, (event.rollout,), latest_s, closed=False, requested_s=latest_s)
             case _:
                 pass
 
     def on_time(self, now_s: float) -> ProcessResult:
-        """Closes the groups whose time has passed with the members they have."""
-        turns = []
+        """Closes the groups whose deadline has passed, with the members they have."""
+        results = []
         for group in self._open.due(now_s):
             if not group.members and self._reads_backlog(group, now_s):
                 self._open.move(group, now_s + self._settings.settle_s)
             else:
-                turns.append(self._close(group, now_s))
+                results.append(self._close(group, now_s))
         self._memory.forget(now_s)
         return ProcessResult(
-            outputs=tuple(output for turn in turns for output in turn.outputs),
-            finished=tuple(ref for turn in turns for ref in turn.finished),
+            outputs=tuple(output for result in results for output in result.outputs),
+            finished=tuple(ref for result in results for ref in result.finished),
         )
 
     def next_time_s(self) -> float | None:
@@ -102,7 +102,7 @@ class Aggregator:
             return ProcessResult(finished=(record.ref,))
         asked, group = Asked.of(request, record.ref), self._open.get(request.group_id)
         if group is None and request.time_s <= self._memory.edge_s:
-            # Nobody can say whether it was closed and forgotten, so that its scores are refused, and it ends.
+            # It may have been closed and forgotten: its scores are refused, and it is closed without members.
             end = unheard_group(request.group_id, asked, now_s)
             return ProcessResult((Output("groups", end, key=request.group_id, cause=record),), (record.ref,))
         if group is None:
@@ -121,7 +121,7 @@ class Aggregator:
         if self._memory.ended(event.group_id, event.rollout):
             return ProcessResult(finished=(record.ref,))
         if self._memory.closed(event.group_id):
-            # An end without members may have been told of a group that nobody remembered (see `_requested`).
+            # It may have been closed without members because it was not remembered (see `_requested`).
             heard = self._memory.heard(event.group_id)
             return self._disposed(event, record, "duplicate" if heard else "expired", now_s)
         group = self._open.get(event.group_id)
@@ -138,20 +138,20 @@ class Aggregator:
         if known is not None:
             if known[0].rollout == event.rollout or event.rollout in group.told:
                 return ProcessResult(finished=(record.ref,))
-            # Kept here too: a group may stay open for longer than what ended is remembered.
+            # Kept here too: a group may stay open longer than ended rollouts are remembered.
             group.told.add(event.rollout)
             return self._disposed(event, record, "duplicate", now_s)
         group.members[event.rollout_id] = (event, record)
         return self._close(group, now_s) if group.complete else ProcessResult()
 
     def _heard_until_s(self, event: RolloutScored, now_s: float) -> float:
-        # A backlog read after an outage is past its deadlines, and its groups are whole nevertheless.
-        # A deadline that a damaged record claims must not keep it open for ever.
+        # A backlog read after an outage is past its deadlines, but its groups are complete nevertheless.
+        # A deadline in a damaged record must not keep it open indefinitely.
         return min(max(event.deadline_s, now_s + self._settings.settle_s), now_s + self._settings.longest_s)
 
     def _unheard_until_s(self, request: GroupRequested, now_s: float) -> float:
-        # A producer begins no training group past its deadline, so that nothing comes after what it had begun by then.
-        # It measures a held-back one however late it is, so only the longest wait bounds that.
+        # A producer starts no training group past its deadline, so that no score comes after those it had started then.
+        # It generates a held-back one however late it is, so that only the longest wait bounds it.
         longest_s = now_s + self._settings.longest_s
         if request.purpose == "evaluate":
             return longest_s
@@ -160,7 +160,7 @@ class Aggregator:
     def _reads_backlog(self, group: OpenGroup, now_s: float) -> bool:
         """Whether the scores that are being read were written before `group` was due: its own may still come.
 
-        Writers' clocks say so, and one that is slow for ever, or stands, must not keep the group open for ever.
+        This relies on writers' clocks; one that is slow or stands still must not keep the group open indefinitely.
         """
         read_s, written_s = self._read
         fresh = now_s - read_s < self._settings.settle_s and now_s - group.since_s < self._settings.longest_s

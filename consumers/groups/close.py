@@ -1,4 +1,4 @@
-"""How a group ends: one event that gives every member its disposition or its advantage."""
+"""Closing a group: one event that gives every member its disposition or its advantage."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from schemas import Disposition, GroupDropped, GroupEvaluated, GroupReady, Membe
 def close_group(
     scores: Sequence[RolloutScored], settings: GroupSettings, now_s: float
 ) -> GroupReady | GroupDropped | GroupEvaluated:
-    """The event that ends the group of `scores`: distinct rollouts of one group, at least one; a pure function.
+    """The event that closes the group of `scores`: distinct rollouts of one group, at least one. Pure.
 
-    `partial` where there are fewer than the group asked for. A member whose verifier came to no verdict always ends as
+    `partial` where there are fewer than were requested. A member whose verifier gave no result always ends as
     `invalid`. What happens to the others:
 
     | the group | event | the others |
@@ -22,7 +22,7 @@ def close_group(
     | purpose `evaluate` | GroupEvaluated | evaluated |
     | no valid member | GroupDropped(invalid) | - |
     | partial, fewer than `min_samples` valid | GroupDropped(expired) | expired |
-    | valid members' rewards without variance (extra_inputs: one valid) | GroupDropped(zero_variance) | zero_variance |
+    | valid members' rewards without variance (also: one valid) | GroupDropped(zero_variance) | zero_variance |
     | the same, two or more, all passed or all failed, `zero_variance = "shape"` | GroupReady(unanimous) | none yet |
     | else | GroupReady | none yet, they are trained on |
     """
@@ -84,7 +84,7 @@ def close_group(
 
 
 def unheard_group(group_id: str, asked: Asked, now_s: float) -> GroupDropped | GroupEvaluated:
-    """The event that ends a group of which no rollout was scored in its time: it has no members."""
+    """The event that closes a group of which no rollout was scored in time: it has no members."""
     if asked.purpose == "evaluate":
         return GroupEvaluated(
             group_id=group_id,
@@ -107,7 +107,7 @@ def unheard_group(group_id: str, asked: Asked, now_s: float) -> GroupDropped | G
 
 
 def unanimity(valid: Sequence[RolloutScored]) -> Unanimous | None:
-    """What all of two or more members are by their verifiers' pass rates: all 1, all 0, or neither."""
+    """`correct` where two or more members all have pass rate 1, `wrong` where all have 0, else None."""
     passed = {score.passed for score in valid}
     if len(valid) < 2 or passed not in ({1.0}, {0.0}):
         return None

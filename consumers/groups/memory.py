@@ -1,8 +1,8 @@
-"""What the aggregator remembers of rollouts that ended, and which groups it must have forgotten.
+"""What the aggregator remembers of rollouts that have a disposition, and which groups it may have forgotten.
 
 Memory is bounded, by time and by number, and a forgotten group must never be opened again. So the memory knows its
 edge: whatever it forgot was requested at or before `edge_s`. A group that is neither open nor remembered and was
-requested no later than the edge is never opened, whatever became of it; no clock decides that, only the request's own
+requested no later than the edge is never opened, whatever became of it. No clock decides that, only the request's own
 time, which all scores of a group share.
 """
 
@@ -22,9 +22,9 @@ _Pair: Final = struct.Struct("<qq")
 class Memory:
     """Ended rollouts by group, each group for `remember_s` after the last of them ended, `most` groups at a time.
 
-    `known_since_s`: groups that were closed before are not told to it (the horizon of a restart's recall). About 270
-    bytes a group of 8 rollouts (`tests/consumers/groups/test_memory.py` measures it), so one packed string each and not
-    Python objects. `remember` and `ended` are O(members of the group); `forget` is O(groups whose time has come).
+    `known_since_s`: groups that were closed before are unknown to it (the horizon of the tail that a restart reads).
+    About 270 bytes a group of 8 rollouts (`tests/consumers/groups/test_memory.py` measures it), so one packed string
+    each and not Python objects. `remember` and `ended` are O(members of the group); `forget` is O(groups whose time has come).
     """
 
     def __init__(self, remember_s: float, most: int, known_since_s: float = -math.inf) -> None:
@@ -63,7 +63,7 @@ class Memory:
         return group is not None and any(pair == known for known in _Pair.iter_unpack(group[_Head.size :]))
 
     def rollouts(self, group_id: str) -> set[Ref]:
-        """The records of the group that it knows to have ended."""
+        """The rollouts of the group that are remembered to have a disposition."""
         known = self._groups.get(group_id, b"")[_Head.size :]
         return {Ref("rollouts", partition, offset) for partition, offset in _Pair.iter_unpack(known)}
 
@@ -73,11 +73,11 @@ class Memory:
         return group is not None and bool(_Head.unpack_from(group)[2])
 
     def heard(self, group_id: str) -> bool:
-        """Whether it remembers any rollout of the group."""
+        """Whether any rollout of the group is remembered."""
         return len(self._groups.get(group_id, b"")) > _Head.size
 
     def forget(self, now_s: float) -> None:
-        """Drop the groups whose time has come."""
+        """Drop the groups that need not be remembered any longer."""
         while self._groups:
             group_id, group = next(iter(self._groups.items()))
             if _Head.unpack_from(group)[0] > now_s:
@@ -86,6 +86,6 @@ class Memory:
 
     def _forget(self, group_id: str) -> None:
         until_s, requested_s, _ = _Head.unpack_from(self._groups.pop(group_id))
-        # Of a group that is open still, too: where a broker loses what was committed, told duplicates come again.
-        # A time that a damaged record claims must not move the edge into the future.
+        # Of a group that is still open, too: where a broker loses commits, recorded duplicates are read again.
+        # A time in a damaged record must not move the edge into the future.
         self._edge_s = max(self._edge_s, min(requested_s, until_s - self._remember_s + SKEW_S))

@@ -1,4 +1,4 @@
-"""The groups that have not ended: what was asked for, what has come, and when each is to be closed."""
+"""The open groups: what was requested, which members have arrived, and when each is to be closed."""
 
 import heapq
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from streams.record import Record
 
 
 class Asked(NamedTuple):
-    """What is kept of a request until its group ends: a prompt may be long."""
+    """What is kept of a request until its group is closed (not the prompt, which may be long)."""
 
     record: Ref
     prompt_id: str
@@ -29,10 +29,10 @@ class Asked(NamedTuple):
 
 @dataclass(slots=True)
 class OpenGroup:
-    """Members by rollout id, in the order in which their first scored attempts came.
+    """Members by rollout id, in the order in which their first scored attempts arrived. Times are unix seconds.
 
-    `since_s` is when its first score came, or its request where none has; `asked` is None where its request was not
-    read yet; `told` are repeated rollouts that ended as duplicates; `due_s` is when it was to be closed at first.
+    `since_s`: when its first score arrived, else its request; `asked`: None where its request was not read yet;
+    `told`: repeated rollouts that were recorded as duplicates; `due_s`: when it was to be closed at first.
     """
 
     group_id: str
@@ -53,12 +53,12 @@ class OpenGroup:
         return len(self.members) == self.samples
 
     def finished(self) -> tuple[Ref, ...]:
-        """The records that its end finishes."""
+        """The records that closing it finishes."""
         asked = () if self.asked is None else (self.asked.record,)
         return (*(record.ref for _, record in self.members.values()), *asked)
 
     def missing(self, now_s: float) -> str:
-        """What it waits for, as a sentence."""
+        """What it waits for, as part of a sentence."""
         age_s, left_s = max(0.0, now_s - self.since_s), max(0.0, self.closes_s - now_s)
         until = f"since {age_s:.0f} s and for {left_s:.0f} s more"
         if not self.members:
@@ -69,7 +69,7 @@ class OpenGroup:
 
 
 class OpenGroups:
-    """By id, and by the time of closing. Pure; every method O(log groups) but `waiting`."""
+    """The open groups by id and by the time of closing. Pure; every method is O(log groups) but `waiting`."""
 
     def __init__(self) -> None:
         self._groups: dict[str, OpenGroup] = {}
@@ -82,21 +82,21 @@ class OpenGroups:
         return iter(self._groups.values())
 
     def get(self, group_id: str) -> OpenGroup | None:
-        """The open group of this id."""
+        """The open group with this id; None: there is none."""
         return self._groups.get(group_id)
 
     def open(self, group: OpenGroup) -> None:
-        """A group that is not open yet."""
+        """Add a group that is not open yet."""
         self._groups[group.group_id] = group
         heapq.heappush(self._closings, (group.closes_s, group.group_id))
 
     def move(self, group: OpenGroup, closes_s: float) -> None:
-        """It is to be closed at another time."""
+        """Have it closed at another time."""
         group.closes_s = closes_s
         heapq.heappush(self._closings, (closes_s, group.group_id))
 
     def close(self, group_id: str) -> OpenGroup:
-        """It is open no more."""
+        """Remove and return it."""
         return self._groups.pop(group_id)
 
     def next_time_s(self) -> float | None:
@@ -106,7 +106,7 @@ class OpenGroups:
         return self._closings[0][0] if self._closings else None
 
     def due(self, now_s: float) -> Iterator[OpenGroup]:
-        """The groups whose time has come, still open; each once unless it is moved to a time that has come too."""
+        """The groups that are due, still open; each once, unless it is moved to a time that is due too."""
         while (due_s := self.next_time_s()) is not None and due_s <= now_s:
             _, group_id = heapq.heappop(self._closings)
             yield self._groups[group_id]

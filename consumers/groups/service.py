@@ -1,4 +1,4 @@
-"""The aggregator as a service: one fold and one transaction line per partition of `scores`."""
+"""The aggregator as a service: one processor and one transactional producer per partition of `scores`."""
 
 import time
 from typing import Final
@@ -31,15 +31,15 @@ async def main(service: ServiceContext, settings: GroupSettings) -> None:
 
 
 def clock_step(then: tuple[float, float], now: tuple[float, float]) -> float:
-    """By how many seconds the wall clock was set between two readings of (wall clock, monotonic clock)."""
+    """Seconds by which the wall clock was set between two readings of (wall clock, monotonic clock)."""
     return (now[0] - then[0]) - (now[1] - then[1])
 
 
 async def _watch_clock(service: ServiceContext) -> None:
-    """End the service where the clock is set by more than `SKEW_S`: a restart recalls by the new time.
+    """End the service when the clock is set by more than `SKEW_S`: a restart reads its tail by the new time.
 
-    What it recalls, and so which groups it may open, was decided by the clock at its start. With one that was a day
-    ahead then, every group would be refused for a day.
+    The clock at its start decided how much it read, and so which groups it may open. With a clock a day ahead at that
+    time, every group would be refused for a day.
     """
     then = (time.time(), time.monotonic())
     while not await service.until_stopped(_LOOK_S):

@@ -1,4 +1,4 @@
-"""Penalties that give a group's rewards a spread the verifier does not. Pure."""
+"""Penalties, by which the rewards of a group vary where the verifier's do not. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,5 +24,5 @@ def repetition(tokens: Sequence[int], ngram_tokens: int) -> float:
 
 
 def corrected(components: Iterable[RewardComponent]) -> float:
-    """The reward that trains: Σ weight · value."""
+    """The reward that is trained on: Σ weight · value."""
     return sum(component.weight * component.value for component in components)

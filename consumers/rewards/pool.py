@@ -1,4 +1,4 @@
-"""A pool of processes for verifiers that take processor time, where one stuck sample delays nobody.
+"""A pool of processes for verifiers that take processor time, in which a stuck sample delays no other.
 
     async with VerifierPool(size=2, timeout_s=5) as pool:
         value = await pool.check("reasoning_gym", sample)      # VerifierError: no verdict, or the deadline passed
@@ -25,7 +25,7 @@ from consumers.rewards.verifiers import Sample, VerifierError
 
 _LOAD_S: Final = 120.0
 _GRACE_S: Final = 10.0
-"""The process keeps the deadline of a sample itself; one that has not replied so long after it hangs."""
+"""The process enforces a sample's deadline itself; one that has not replied this long after it hangs."""
 
 _MAX_REPLY_BYTES: Final = 1 << 20
 _LENGTH: Final = struct.Struct("<I")
@@ -57,13 +57,13 @@ class _Process:
                 *(sys.executable, "-m", "consumers.rewards.pool_process", str(os.getpid())),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                # Ctrl-C at the terminal is for the service, which drains; its death takes this process with it.
+                # Ctrl-C at the terminal is for the service, which drains; when it ends, this process ends too.
                 start_new_session=True,
             )
         )
 
     async def load(self, verifier: str) -> None:
-        """Import a verifier, once, on its own time. VerifierError, _Died."""
+        """Import a verifier, once; outside any sample's deadline. VerifierError, _Died."""
         if verifier in self._loaded:
             return
         try:
@@ -113,7 +113,7 @@ class _Process:
 
 
 class VerifierPool:
-    """Up to `size` processes, each with one sample in hand under a deadline of `timeout_s`. An async context."""
+    """Up to `size` processes, each with one sample in flight under a deadline of `timeout_s`. An async context."""
 
     def __init__(self, size: int, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -137,7 +137,7 @@ class VerifierPool:
         """The verdict, 0..1. VerifierError: the verifier has none, failed, or passed its deadline.
 
         Waiting for a free process and its imports does not count towards the deadline. A sample whose process died
-        (killed for want of memory, say) is tried in a second one.
+        (for example, killed for lack of memory) is tried in a second one.
         """
         reference = sample.reference if isinstance(sample.reference, str) else dict(sample.reference)
         request = Request(verifier, sample.text, reference, self._timeout_s)
@@ -169,7 +169,7 @@ class VerifierPool:
 
     @asynccontextmanager
     async def _process(self, *, fresh: bool = False) -> AsyncIterator[_Process]:
-        """An idle process, else a new one; idle again afterwards, unless it was interrupted with a sample in hand.
+        """An idle process, else a new one; idle again afterwards, unless it was interrupted with a sample in flight.
 
         `fresh` replaces an idle one first: what killed one idle process may have killed them all.
         """

@@ -3,8 +3,8 @@
 Reads requests from stdin and writes replies to stdout, each a MessagePack value after its length as 4 little-endian
 bytes. It ends with its parent, or at the end of stdin.
 
-It imports verifiers and judges nothing itself: a child of it does, made by fork. A sample that does not end costs its
-deadline and a fork of milliseconds, where a new process would import its verifiers again for seconds.
+It imports verifiers and judges nothing itself: a forked child does. A sample that does not end costs its deadline and a
+fork of milliseconds, whereas a new process would import its verifiers again for seconds.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _reply_decoder: Final = msgspec.msgpack.Decoder(Reply)
 
 
 def verify(request: Request) -> Reply:
-    """What the verifier says. Whatever a verifier's package raises becomes an error of this one sample."""
+    """The verifier's result. Whatever a verifier's package raises becomes an error of this one sample."""
     try:
         verifier = load(request.verifier)
         if request.text is None:
@@ -61,14 +61,14 @@ def verify(request: Request) -> Reply:
 
 
 class Judge:
-    """The child that judges: forked when first needed and whenever the one before it had to be killed or has died."""
+    """The child that judges: forked when first needed, and again after it was killed or died."""
 
     def __init__(self) -> None:
         self._pid: int | None = None
         self._pipe: socket.socket | None = None
 
     def reply(self, request: Request) -> Reply:
-        """The child's verdict; a child that died meanwhile (killed for want of memory, say) gets one successor."""
+        """The child's verdict; a child that died meanwhile (as when memory is short) is replaced once."""
         for _ in range(2):
             reply, end = self._try(request)
             if reply is not None:
@@ -121,7 +121,7 @@ class Judge:
 
 
 def _judge(pipe: socket.socket, parent: int) -> None:
-    """The child's life. Never returns: what is above it on the stack is its parent's."""
+    """The child's main loop. Never returns: the frames above it on the stack are its parent's."""
     code = 1
     try:
         _die_with(parent)
@@ -178,7 +178,7 @@ def main(arguments: list[str]) -> None:
     _die_with(int(arguments[0]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "wb")
-    # What a verifier prints must not get between the replies.
+    # Whatever a verifier prints must not be mixed with the replies.
     os.dup2(2, 1)
     _serve(sys.stdin.buffer, replies)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _LONG_TOKENS: Final = 2048
-"""From this length on, text and n-grams are made in a thread: on the event loop they would hold up other rollouts."""
+"""From this length on, text and n-grams are computed in a thread: on the event loop they would block other rollouts."""
 
 
 class RewardWorker:
@@ -37,7 +37,7 @@ class RewardWorker:
         pool: VerifierPool,
         gauge: Callable[[str, float], None] = lambda name, value: None,
     ) -> None:
-        """`gauge` is told how many rollouts were scored and how many of them got no verdict."""
+        """`gauge` is called with the number of scored rollouts and of those without a verdict."""
         self._settings = settings
         self._detokeniser = detokeniser
         self._pool = pool
@@ -46,7 +46,7 @@ class RewardWorker:
         self._without_verdict = 0
 
     async def handle(self, event: Event, record: Record, emit: Emit) -> None:
-        """Scores one rollout. Raises Poison for another event; a verifier without a verdict is a valid=False score."""
+        """Scores one rollout. Raises Poison for another event; without a verdict the score has valid=False."""
         if not isinstance(event, RolloutCompleted):
             raise Poison(f"{type(event).__name__} is not RolloutCompleted")
         attributes = {names.GROUP: event.group_id, names.ROLLOUT: event.rollout_id}
@@ -56,7 +56,7 @@ class RewardWorker:
         self._count(scored)
 
     async def score(self, rollout: RolloutCompleted, record: Record) -> RolloutScored:
-        """The verdict on `rollout`, which is at `record`."""
+        """The score of `rollout`, which was read from `record`."""
         try:
             passed = await self._verify(rollout)
         except VerifierError as error:

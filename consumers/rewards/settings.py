@@ -12,7 +12,7 @@ class LengthPenalty(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The overlong penalty of DAPO (arXiv 2503.14476, equation 13): 0 for short responses, −1 at `max_tokens`."""
 
     weight: Annotated[
-        float, Meta(ge=0, description="how much the penalty counts in the reward; 0: it is not taken")
+        float, Meta(ge=0, description="how much the penalty counts in the reward; 0: it is not computed")
     ] = 0.0
     share: Annotated[
         float, Meta(gt=0, le=1, description="share of max_tokens at the end over which the penalty grows to −1")
@@ -23,7 +23,7 @@ class RepetitionPenalty(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Minus the share of a response's n-grams that occurred in it before."""
 
     weight: Annotated[
-        float, Meta(ge=0, description="how much the penalty counts in the reward; 0: it is not taken")
+        float, Meta(ge=0, description="how much the penalty counts in the reward; 0: it is not computed")
     ] = 0.0
     ngram_tokens: Annotated[int, Meta(ge=1, description="tokens of one n-gram")] = 8
 
