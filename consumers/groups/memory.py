@@ -24,7 +24,7 @@ class Memory:
 
     `known_since_s`: groups that were closed before are unknown to it (the horizon of the tail that a restart reads).
     About 270 bytes a group of 8 rollouts (`tests/consumers/groups/test_memory.py` measures it), so one packed string
-    each and not Python objects. `remember` and `ended` are O(members of the group); `forget` is O(groups whose time has come).
+    each and not Python objects. `remember` and `ended` are O(members of the group); `forget` is O(groups it drops).
     """
 
     def __init__(self, remember_s: float, most: int, known_since_s: float = -math.inf) -> None:
