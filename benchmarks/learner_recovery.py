@@ -96,7 +96,7 @@ def configure(directory: Path, broker: str) -> RunConfig:
     tables: dict[str, Any] = read(DEMO)
     tables["run"] = {**tables["run"], "id": "recovery", "steps": 0, "ranks": RANKS}
     tables["broker"] = {"kind": broker, "ephemeral": broker == "embedded"}
-    tables["learner"] = {**tables["learner"], "checkpoint_every": 10}
+    tables["learner"] = {**tables["learner"], "checkpoint": {"every": 10}}
     (directory / "run.toml").write_text(toml_text(tables, "A learner under fire."), encoding="utf-8")
     return load(None, directory=directory)
 

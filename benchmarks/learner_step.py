@@ -28,7 +28,7 @@ from learner.model.packed_row import Rollout
 from learner.model.policy import build_policy, model_shape, stored_tensors
 from learner.ranks.group import join_group, leave_group
 from learner.ranks.lifeline import rendezvous
-from learner.settings import LearnerSettings
+from learner.settings import LearnerSettings, PrecisionSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 
@@ -87,7 +87,7 @@ def measure(rank: int, args: argparse.Namespace, model: Path, directory: Path) -
     settings = LearnerSettings(
         model=str(model),
         ranks=args.ranks,
-        precision=args.precision,
+        precision=PrecisionSettings(compute=args.precision),
         updates_per_batch=args.updates,
         attention=args.attention,
     )

@@ -39,10 +39,14 @@ T = TypeVar("T")
 def versions(model_directory: Path, rate: float, steps: int) -> tuple[State, State]:
     """The published tensors before and after the last of `steps` AdamW steps."""
     settings = LearnerSettings(model=str(model_directory), attention="sdpa")
+    adamw = settings.optimizer
     torch.manual_seed(0)
     model: Any = load_model(model_directory, settings)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=rate, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay
+        model.parameters(),
+        lr=rate,
+        betas=(adamw.beta1, adamw.beta2),
+        weight_decay=adamw.weight_decay,
     )
     rows = _rows(model_directory)
     last: list[State] = []
@@ -53,7 +57,7 @@ def versions(model_directory: Path, rate: float, steps: int) -> tuple[State, Sta
         taken = logp.gather(-1, tokens[:, 1:, None])[..., 0]
         loss = -(advantages * taken * (tokens[:, 1:] != 0)).mean()
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), adamw.max_grad_norm)
         if step == steps - 1:
             last.append(_published(model, model_directory))
         optimizer.step()

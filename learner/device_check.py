@@ -18,10 +18,10 @@ FLASH: Final = "flash_attention_2"
 
 def check_device(settings: LearnerSettings, device: Device | None = None) -> None:
     """ModelError, one sentence: precision or attention cannot train here. `device`: as torch found it, else guessed."""
-    if settings.precision == "fp8":
+    if settings.precision.compute == "fp8":
         require_transformer_engine(device or likely_device())
     if settings.attention in (FLASH, "flex_attention"):
-        require_attention(settings.attention, settings.precision, device or likely_device())
+        require_attention(settings.attention, settings.precision.compute, device or likely_device())
 
 
 def require_attention(attention: str, precision: str, device: str) -> None:

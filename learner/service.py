@@ -33,7 +33,7 @@ async def main(service: ServiceContext, settings: LearnerSettings) -> None:
         )
     # Both must be in the environment before the rest of this package is imported, since that imports torch.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if settings.precision == "bf16":
+    if settings.precision.compute == "bf16":
         await asyncio.to_thread(apply_environment)
     # In a thread, so that a SIGTERM during torch's import is handled at once.
     thread = SerialThread("import")

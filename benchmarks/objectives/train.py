@@ -14,7 +14,7 @@ from learner.model.policy import Policy, build_policy, load_model, model_shape
 from learner.objective_settings import Objective, TisSettings
 from learner.ranks.group import join_group, leave_group
 from learner.ranks.lifeline import rendezvous
-from learner.settings import LearnerSettings
+from learner.settings import LearnerSettings, ScheduleSettings
 from learner.training.step import Trainer
 from learner.weights import gather
 from scripts.build_tiny_model import evaluate
@@ -44,7 +44,7 @@ def main() -> None:
         correction=TisSettings(),
         ranks=1,
         updates_per_batch=args.updates,
-        decay_steps=max(steps, 4),
+        schedule=ScheduleSettings(decay_steps=max(steps, 4)),
         measure_replay_every=0,
     )
     model = Path(stream.model)

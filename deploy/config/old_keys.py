@@ -1,6 +1,7 @@
 """Keys of earlier versions, still read for a while: each is moved to its present name, with one log line.
 
-`learner.objective` and `learner.correction` are tables with a `kind`; the kind alone, as a string, is short for it.
+`learner.objective` and `learner.correction` are tables with a `kind`; the kind alone, as a string, is short for it. So
+are `learner.schedule` and `learner.precision` given as a string.
 """
 
 import logging
@@ -16,27 +17,46 @@ RENAMED: Final[Mapping[str, str]] = {
     "run.samples": "run.group_size",
     "learner.old": "learner.old_policy",
     "learner.recompute": "learner.activation_checkpointing",
-    "learner.offload": "learner.cpu_offload",
-    "learner.copies": "learner.dp_replicate",
+    "learner.offload": "learner.optimizer.cpu_offload",
+    "learner.copies": "learner.parallel.dp_replicate",
+    "learner.final_lr_ratio": "learner.schedule.final_ratio",
+    "learner.publish_every": "learner.publish.every",
+    "learner.max_file_bytes": "learner.publish.max_file_bytes",
+    "learner.fp8_recipe": "learner.precision.fp8_recipe",
+    "learner.checkpoint_every": "learner.checkpoint.every",
+    "learner.keep_checkpoints": "learner.checkpoint.keep",
+    "learner.keep_checkpoints_every": "learner.checkpoint.keep_every",
+    **{
+        f"learner.{name}": f"learner.{section}.{name}"
+        for section, names in {
+            "optimizer": ("learning_rate", "beta1", "beta2", "weight_decay", "max_grad_norm"),
+            "schedule": ("warmup_steps", "decay_steps"),
+            "parallel": ("master_port", "rendezvous_timeout_s", "collective_timeout_s", "heartbeat_s"),
+        }.items()
+        for name in names
+    },
 }
-"""Old key → new key, in the same section."""
+"""Old key → new key."""
 
 KINDS: Final[Mapping[str, str]] = {"objective": "espo", "correction": "none"}
 """Tagged tables of `learner` → the kind of one that names none."""
+
+SHORT: Final[Mapping[str, str]] = {"schedule": "kind", "precision": "compute"}
+"""Tables of `learner` for which a string is short → the key that it gives."""
 
 
 def current(tables: Mapping[str, Any]) -> dict[str, Any]:
     """`tables` with today's keys. ConfigError: an old key and its new one are both given."""
     found = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
-    for old, new in RENAMED.items():
-        section, _, key = old.partition(".")
-        table = found.get(section)
-        if isinstance(table, dict) and key in table:
-            _move(table, key, new.partition(".")[2], section)
     learner = found.get("learner")
     if isinstance(learner, dict):
+        for name, key in SHORT.items():
+            if isinstance(learner.get(name), str):
+                learner[name] = {key: learner[name]}
         for name, kind in KINDS.items():
             _tag(learner, name, kind)
+    for old, new in RENAMED.items():
+        _move(found, old, new)
     return found
 
 
@@ -59,14 +79,23 @@ def _tag(learner: dict[str, Any], name: str, default: str) -> None:
         learner[name] = {"kind": table.get("kind", default), **table}
 
 
-def _move(table: dict[str, Any], old: str, new: str, section: str) -> None:
-    if new in table:
-        raise ConfigError(
-            f"{section}.{old} is {shown(table[old])}, but {section}.{new}, its new name, is given too; allowed: the "
-            f"new one"
-        )
-    table[new] = table.pop(old)
-    _warn(f"{section}.{old}", f"{section}.{new}")
+def _move(tables: dict[str, Any], old: str, new: str) -> None:
+    section, _, key = old.partition(".")
+    holder = tables.get(section)
+    if not isinstance(holder, dict) or key not in holder:
+        return
+    value = holder.pop(key)
+    *inner, name = new.split(".")[1:]
+    for step in inner:
+        given = holder.get(step, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{section}.{step} is {shown(given)}; allowed: a table")
+        holder[step] = inner_table = dict(given)
+        holder = inner_table
+    if name in holder:
+        raise ConfigError(f"{old} is {shown(value)}, but {new}, its new name, is given too; allowed: the new one alone")
+    holder[name] = value
+    _warn(old, new)
 
 
 def _warn(old: str, new: str) -> None:

@@ -99,10 +99,10 @@ def check_trainable(config: RunConfig) -> None:
             BlobStore(config.blobs.uri)
         except ConfigurationError as error:
             raise ConfigError(f"blobs.uri: {error}") from None
-    every, staleness = config.service("learner").publish_every, config.run.max_staleness
+    every, staleness = config.service("learner").publish.every, config.run.max_staleness
     if every > staleness + 1:
         raise ConfigError(
-            f"learner.publish_every is {every} with run.max_staleness {staleness}; allowed: at most {staleness + 1}, "
+            f"learner.publish.every is {every} with run.max_staleness {staleness}; allowed: at most {staleness + 1}, "
             "for the batches until the next publication would all be stale"
         )
 

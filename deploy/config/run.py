@@ -19,7 +19,7 @@ import tomli_w
 
 from deploy.config.error_text import convert, shown, suggestion
 from deploy.config.layout import RunDirectory
-from deploy.config.old_keys import current, current_key
+from deploy.config.old_keys import SHORT, current, current_key
 from deploy.config.settings import (
     BlobSettings,
     BrokerSection,
@@ -216,6 +216,8 @@ def _override(tables: dict[str, Any], override: str) -> None:
                 f"--set {key} is {text.strip()}, which is no value; allowed: a value as TOML has it"
             ) from None
         value = text.strip()
+    if isinstance(value, str) and key.startswith("learner.") and names[-1] in SHORT and len(names) == 2:
+        names.append(SHORT[names[-1]])
     table = tables
     for name in names[:-1]:
         table = table.setdefault(name, {})

@@ -130,10 +130,10 @@ def build_policy(directory: Path, settings: LearnerSettings, mesh: DeviceMesh) -
 
     ModelError: see `load_model`, or a precision that this machine does not support.
     """
-    mixed = mixed_precision(settings.precision, mesh.device_type)
+    mixed = mixed_precision(settings.precision.compute, mesh.device_type)
     model = load_model(directory, settings)
-    if settings.precision == "fp8":
-        compute_in_fp8(model, TransformerEngine(settings.fp8_recipe))
+    if settings.precision.compute == "fp8":
+        compute_in_fp8(model, TransformerEngine(settings.precision.fp8_recipe))
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     return shard(model, mesh, mixed, settings)
@@ -145,7 +145,7 @@ def build_reference(directory: Path, settings: LearnerSettings, mesh: DeviceMesh
     It has neither gradients nor moments, and its parameters are held in the precision that it computes in.
     ModelError: see `build_policy`.
     """
-    mixed = mixed_precision(settings.precision, mesh.device_type)
+    mixed = mixed_precision(settings.precision.compute, mesh.device_type)
     model = load_model(directory, settings)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -163,10 +163,12 @@ def shard(model: nn.Module, mesh: DeviceMesh, mixed: MixedPrecisionPolicy, setti
     their global ids; checkpoints and publication take any DTensor; the gradient norm is then a sum over two meshes.
     """
     policy = Policy(model, settings.chunk_tokens)
-    if mesh.device_type != "cpu" and not settings.cpu_offload:
+    if mesh.device_type != "cpu" and not settings.optimizer.cpu_offload:
         policy.to(torch.device(mesh.device_type, torch.cuda.current_device()))
     # Memory can only be pinned for CUDA; with a CPU mesh everything is on the CPU already and this changes nothing.
-    offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.cpu_offload else OffloadPolicy()
+    offload = (
+        CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if settings.optimizer.cpu_offload else OffloadPolicy()
+    )
     causal: Any = model
     for layer in causal.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed, offload_policy=offload)

@@ -60,7 +60,7 @@ def build_components(
 
     transformers_logging.disable_progress_bar()
     _make_deterministic(settings, context.seed)
-    ranks = join_group(info, settings.collective_timeout_s, settings.dp_replicate)
+    ranks = join_group(info, settings.parallel.collective_timeout_s, settings.parallel.dp_replicate)
     on_joined()
     directory = Path(settings.model)
     stored = stored_tensors(directory)
@@ -76,7 +76,7 @@ def build_components(
         checkpoints=CheckpointManager(
             _directory(context),
             _origin(context, stored),
-            Retention(settings.keep_checkpoints, settings.keep_checkpoints_every),
+            Retention(settings.checkpoint.keep, settings.checkpoint.keep_every),
             ranks,
         ),
     )

@@ -53,7 +53,7 @@ class Training:
         self._rank = service.run_context.ordinal
         self._training = SerialThread("training")
         self._background = SerialThread("background")
-        self._failure_detector = FailureDetector(service, service.run_context.ordinal, settings.heartbeat_s)
+        self._failure_detector = FailureDetector(service, service.run_context.ordinal, settings.parallel.heartbeat_s)
         self._phases = Phases(service.started_s)
         self._position = Position()
         self._saved_step = 0
@@ -69,13 +69,13 @@ class Training:
         # A user's mistake is reported by every rank, before the rendezvous.
         await self._training.run(partial(check_settings, settings, service.run_context))
         self._phases.end("configuration")
-        endpoint = rank0_endpoint(service.run_context.directory, settings.master_port)
+        endpoint = rank0_endpoint(service.run_context.directory, settings.parallel.master_port)
         lifeline = Lifeline(self._rank, settings.ranks, endpoint, service.run_context.run)
         service.add_status(lifeline.waits)
         service.add_status(self._waits)
         service.spawn(self._failure_detector.watch_peers(lifeline, asyncio.current_task()), "lifeline")
         try:
-            info = await lifeline.rendezvous(settings.rendezvous_timeout_s)
+            info = await lifeline.rendezvous(settings.parallel.rendezvous_timeout_s)
             self._phases.end("rendezvous")
             await self._run_in_group(info)
         except asyncio.CancelledError:
@@ -90,7 +90,7 @@ class Training:
 
     async def _run_in_group(self, info: RendezvousInfo) -> None:
         settings, service = self._settings, self._service
-        async with service.wait("for the model", settings.rendezvous_timeout_s):
+        async with service.wait("for the model", settings.parallel.rendezvous_timeout_s):
             on_joined = partial(self._phases.end, "groups")
             build = partial(build_components, settings, service.run_context, info, on_joined)
             components = self._components = await self._training.run(build)
@@ -131,7 +131,7 @@ class Training:
         read = b""
         if self._rank == 0:
             # One checkpoint may have been in flight, and each of the kept ones may turn out to be damaged.
-            unsaved = (2 + self._settings.keep_checkpoints) * self._settings.checkpoint_every
+            unsaved = (2 + self._settings.checkpoint.keep) * self._settings.checkpoint.every
             read = (await read_prior_steps(self._service.log, self._position.next_batch, unsaved)).encode()
         return decode_prior_steps((await self._collective(partial(self._components.ranks.exchange, read)))[0])
 
@@ -178,9 +178,9 @@ class Training:
         reach("learner.trained")
         await self._announce(batch, rejected, report, wall_s, waited_s)
         reach("learner.announced")
-        if self._position.step % self._settings.publish_every == 0:
+        if self._position.step % self._settings.publish.every == 0:
             await self._publish(batch)
-        if self._position.step % self._settings.checkpoint_every == 0:
+        if self._position.step % self._settings.checkpoint.every == 0:
             await self._save()
         return True
 
@@ -278,7 +278,7 @@ class Training:
     async def _is_uploaded(self, publishing: asyncio.Task[None] | None) -> bool:
         """Whether rank 0's upload is done, asked repeatedly: an upload may last longer than a collective's time-out."""
         if publishing is not None:
-            await asyncio.wait([publishing], timeout=self._settings.collective_timeout_s / 4)
+            await asyncio.wait([publishing], timeout=self._settings.parallel.collective_timeout_s / 4)
         uploaded = publishing is None or (publishing.done() and publishing.result() is None)
         ranks = self._components.ranks
         answers = partial(ranks.exchange, b"uploaded" if uploaded else b"uploading", ranks.background)

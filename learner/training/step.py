@@ -79,9 +79,9 @@ class Trainer:
         self._objective = build_objective(settings)
         self._optimizer = torch.optim.AdamW(
             policy.parameters(),
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
+            lr=settings.optimizer.learning_rate,
+            betas=(settings.optimizer.beta1, settings.optimizer.beta2),
+            weight_decay=settings.optimizer.weight_decay,
             foreach=True,
         )
 
@@ -166,7 +166,7 @@ class Trainer:
             why = f"the gradient's norm is {norm}" if divisor else "none of its tokens can be trained on"
             logger.warning("a batch leaves the weights as they are: %s", why)
         if updated:
-            scale = min(1.0, self._settings.max_grad_norm / (norm + 1e-6)) / divisor
+            scale = min(1.0, self._settings.optimizer.max_grad_norm / (norm + 1e-6)) / divisor
             torch._foreach_mul_(gradients, scale)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate

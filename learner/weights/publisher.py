@@ -34,7 +34,7 @@ class Publisher:
         self._model = model
         self._stored = stored
         self._precision = settings.publish.wire
-        self._wire = Wire(settings.publish, settings.max_file_bytes)
+        self._wire = Wire(settings.publish, settings.publish.max_file_bytes)
         self._canary: Canary | None = None
         self._scratch = service.run_context.directory / "publish"
         self._writer = TransactionalWriter(service.log, f"{service.run_context.run}.learner")

@@ -56,7 +56,9 @@ LIGHT: Final = Shape(
     quiet_s=90.0,
     stand_ins={"producer": "tests.chaos.load", LEARNER: "tests.chaos.stepper"},
 )
-FULL: Final = Shape(ranks=2, disk_mib=3072, point_s=60.0, warm_s=180.0, quiet_s=180.0, learner={"checkpoint_every": 2})
+FULL: Final = Shape(
+    ranks=2, disk_mib=3072, point_s=60.0, warm_s=180.0, quiet_s=180.0, learner={"checkpoint": {"every": 2}}
+)
 
 
 def heard_as(name: str) -> str:

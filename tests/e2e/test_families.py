@@ -39,8 +39,8 @@ pytestmark = [
 STEPS: Final = 2
 SETTINGS: Final = (
     # Large enough that weights which were not applied would be seen by the canary.
-    "learner.learning_rate=3e-3",
-    "learner.warmup_steps=0",
+    "learner.optimizer.learning_rate=3e-3",
+    "learner.schedule.warmup_steps=0",
     "rewards.repetition.weight=1.0",
     "rewards.repetition.ngram_tokens=2",
     "run.groups_per_batch=2",

@@ -28,16 +28,15 @@ from learner.checkpoint.retention import Retention
 from learner.errors import CheckpointError
 from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, build_policy, build_reference, model_shape, stored_tensors
-from learner.objective_settings import EspoSettings, GrpoSettings, TisSettings
 from learner.ranks.group import RankGroup, join_group, leave_group
 from learner.ranks.lifeline import rendezvous
-from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from schemas import Unanimous
 from tests.learner.losses import loss_ranks
 from tests.learner.model import fp8_ranks
 from tests.learner.router_replay import family_ranks
+from tests.learner.settings import learner_settings
 
 SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
@@ -46,11 +45,11 @@ STEPS = 4
 
 def trainer_of(ranks: RankGroup, directory: Path, **changes: Any) -> Trainer:
     """A trainer on the test's model, in the state it starts from."""
-    settings = LearnerSettings(
+    settings = learner_settings(
         **{
             "model": str(directory / "model"),
             "ranks": ranks.world,
-            "objective": GrpoSettings(),
+            "objective": "grpo",
             "updates_per_batch": 2,
             "learning_rate": 1e-2,
             **changes,
@@ -171,10 +170,10 @@ def copies(ranks: RankGroup, directory: Path) -> Any:
     mesh = init_device_mesh("cpu", (2, ranks.world // 2), mesh_dim_names=("copy", "shard"))
     held = replace(ranks, mesh=mesh)
     checkpoints = CheckpointManager(directory / "copies", "m", Retention(1), held)
-    first = trainer_of(held, directory, dp_replicate=2)
+    first = trainer_of(held, directory, parallel={"dp_replicate": 2})
     norms = [first.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2)]
     checkpoints.save(Position(2, first.updates, 2, 17), checkpoints.stage(first.state()))
-    second = trainer_of(held, directory, dp_replicate=2)
+    second = trainer_of(held, directory, parallel={"dp_replicate": 2})
     restore(checkpoints, second)
     norms += [second.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2, STEPS)]
     leave_behind(second, held, directory / "copies.safetensors")
@@ -334,10 +333,10 @@ def modes(ranks: RankGroup, directory: Path) -> Any:
     for name, changes in (
         ("espo", {}),
         ("espo, recomputed", {"activation_checkpointing": True}),
-        ("espo, offloaded", {"cpu_offload": True}),
+        ("espo, offloaded", {"optimizer": {"cpu_offload": True}}),
         ("espo, bf16", {"precision": "bf16"}),
     ):
-        trainer = trainer_of(ranks, directory, objective=EspoSettings(), correction=TisSettings(), **changes)
+        trainer = trainer_of(ranks, directory, objective="espo", correction="tis", **changes)
         results[name] = trainer.train(share(ranks, 1), 0).metrics
     return results
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from learner.service import main
-from learner.settings import LearnerSettings
 from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsApplied, WeightsPublished
 from streams.blobs.store import BlobStore
 from streams.context import RunContext
@@ -24,6 +23,7 @@ from streams.runtime.health import health_file
 from streams.runtime.service_context import ServiceContext
 from streams.weights import advance, chain_to, fetch_anchor
 from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
+from tests.learner.settings import learner_settings
 
 
 async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: Run, tmp_path: Path) -> None:
@@ -207,6 +207,6 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
         async with asyncio.TaskGroup() as tasks:
             service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
             with pytest.raises(ConfigurationError, match=sentence):
-                await main(service, LearnerSettings(**{"ranks": 1, **changes}))
+                await main(service, learner_settings(**{"ranks": 1, **changes}))
             # As the service's end does; otherwise the tasks spawned by `main` would be waited for.
             service.cancel_spawned()

@@ -29,7 +29,7 @@ def test_the_files_that_ship_are_valid(validator: Draft202012Validator) -> None:
     ("section", "change"),
     [
         ("learner", {"learning_rat": 1e-4}),
-        ("learner", {"learning_rate": -1.0}),
+        ("learner", {"optimizer": {"learning_rate": -1.0}}),
         ("learner", {"ranks": 2}),
         ("learner", {"objective": {"kind": "espo", "clip": 1.0}}),
         ("run", {"samples": "8"}),

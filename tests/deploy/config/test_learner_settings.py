@@ -67,8 +67,11 @@ WRONG: list[tuple[list[str], str]] = [
         ["correction=none", "correction.low=0"],
         "learner.correction.low is 0, but there is no such key; it takes none",
     ),
-    (["learning_rate=inf"], "learner learning_rate is inf, allowed is a finite number"),
-    (["collective_timeout_s=inf"], "learner collective_timeout_s is inf, allowed is a finite number"),
+    (["optimizer.learning_rate=inf"], "learner.optimizer: learning_rate is inf, allowed is a finite number"),
+    (
+        ["parallel.collective_timeout_s=inf"],
+        "learner.parallel: collective_timeout_s is inf, allowed is a finite number",
+    ),
     (
         ["precision=fp8"],
         "learner: precision 'fp8' trains through transformer-engine on CUDA, and this process runs on the CPU; use "

@@ -1,6 +1,7 @@
 """Keys of earlier versions: read, with one line that names the new one."""
 
 import logging
+import operator
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ def learner(tmp_path: Path, *overrides: str) -> Any:
     [
         ("old=rollout", "old_policy", "rollout"),
         ("recompute=true", "activation_checkpointing", True),
-        ("offload=true", "cpu_offload", True),
-        ("copies=2", "dp_replicate", 2),
+        ("offload=true", "optimizer.cpu_offload", True),
+        ("copies=2", "parallel.dp_replicate", 2),
+        ("learning_rate=1e-5", "optimizer.learning_rate", 1e-5),
+        ("warmup_steps=1", "schedule.warmup_steps", 1),
+        ("keep_checkpoints=5", "checkpoint.keep", 5),
+        ("publish_every=2", "publish.every", 2),
+        ("fp8_recipe=delayed", "precision.fp8_recipe", "delayed"),
     ],
 )
 def test_an_old_key_is_read_and_its_new_name_said(
@@ -44,7 +50,7 @@ def test_an_old_key_is_read_and_its_new_name_said(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         found = learner(tmp_path, "objective=grpo", "correction=none", old)
-    assert getattr(found, new) == value
+    assert operator.attrgetter(new)(found) == value
     assert f"learner.{old.partition('=')[0]} is now learner.{new}" in caplog.messages
 
 
@@ -52,13 +58,16 @@ def test_the_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     path = tmp_path / "old.toml"
     path.write_text(
         "[run]\nsamples = 4\n[prompts]\npath = 'p.jsonl'\n[model]\npath = 'm'\n"
-        "[learner]\nobjective = 'gspo'\nobjective_settings = { clip_low = 0.1 }\ncorrection = 'tis'\n"
+        "[learner]\nlearning_rate = 1e-5\nschedule = 'cosine'\nobjective = 'gspo'\nobjective_settings = "
+        "{ clip_low = 0.1 }\ncorrection = 'tis'\n"
         "correction_settings = { high = 3.0 }\n"
     )
     config = load(path, directory=tmp_path)
     assert config.run.group_size == 4
     assert config.service("learner").objective == GspoSettings(clip_low=0.1)
     assert config.service("learner").correction == TisSettings(high=3.0)
+    assert config.service("learner").optimizer.learning_rate == 1e-5
+    assert config.service("learner").schedule.kind == "cosine"
 
 
 def test_an_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
@@ -73,6 +82,8 @@ def test_a_kind_alone_is_short_for_its_table(tmp_path: Path) -> None:
     assert learner(tmp_path, "objective=gspo", "objective.clip_low=0.1").objective == GspoSettings(clip_low=0.1)
     assert learner(tmp_path).correction == TisSettings()
     assert learner(tmp_path, "correction=none").correction == NoCorrection()
+    found = learner(tmp_path, "schedule.warmup_steps=1", "schedule=constant", "precision=bf16")
+    assert (found.schedule.kind, found.schedule.warmup_steps, found.precision.compute) == ("constant", 1, "bf16")
 
 
 def test_the_resolved_configuration_is_the_same_again(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_twenty_lines_make_a_run(tmp_path: Path) -> None:
     config = load(path, directory=tmp_path / "run")
     assert config.run.id == "mine"
     assert check(config) == 1
-    assert config.service("learner").learning_rate == 1e-4
+    assert config.service("learner").optimizer.learning_rate == 1e-4
 
 
 def test_facts_that_are_given_once_reach_every_service(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_memory_shorter_than_a_group_may_take_is_refused(tmp_path: Path) -> No
     ("override", "message"),
     [
         ("run.group_size=1", "run.group_size is 1; allowed: at least 2"),
-        ("learner.publish_every=4", "learner.publish_every is 4 with run.max_staleness 2; allowed: at most 3"),
+        ("learner.publish.every=4", "learner.publish.every is 4 with run.max_staleness 2; allowed: at most 3"),
     ],
 )
 def test_values_with_which_nothing_could_be_trained_are_refused(tmp_path: Path, override: str, message: str) -> None:

@@ -22,6 +22,7 @@ from learner.weights.gather import stored_buffers
 from tests.learner.conftest import run_ranks
 from tests.learner.model.fp8_engine import Grouped, InPlain, Layer
 from tests.learner.router_replay.families import COMMON, FAMILIES, build_family
+from tests.learner.settings import learner_settings
 
 REPOSITORY = Path(__file__).parents[3]
 TINY = REPOSITORY / "models" / "tiny-moe"
@@ -197,9 +198,9 @@ def test_fp8_needs_cuda_and_transformer_engine(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="fp8_recipe"):
-        msgspec.convert({"model": "m", "fp8_recipe": "tensor"}, LearnerSettings)
+        learner_settings(fp8_recipe="tensor")
 
 
 def test_delayed_scaling_and_recomputation_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="would count the maxima of recomputed layers twice"):
-        LearnerSettings(model="m", precision="fp8", fp8_recipe="delayed", activation_checkpointing=True)
+        learner_settings(precision="fp8", fp8_recipe="delayed", activation_checkpointing=True)

@@ -10,12 +10,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from learner.model.policy import build_policy, model_shape, stored_tensors
-from learner.objective_settings import GrpoSettings
 from learner.ranks.group import RankGroup
-from learner.settings import LearnerSettings
 from learner.training.step import Trainer
 from learner.weights import gather, stored_form, write_files
 from tests.learner.router_replay.families import FAMILIES, SHAPES, rollouts
+from tests.learner.settings import learner_settings
 
 CASES: dict[str, dict[str, Any]] = {
     "rollout, eager": {"router_replay": "rollout"},
@@ -33,10 +32,10 @@ def families(ranks: RankGroup, directory: Path) -> Any:
 
 def update(ranks: RankGroup, directory: Path, case: str) -> dict[str, float]:
     """One update in which nothing is clipped: ten times Adam's first moment is the gradient."""
-    settings = LearnerSettings(
+    settings = learner_settings(
         model=str(directory),
         ranks=ranks.world,
-        objective=GrpoSettings(),
+        objective="grpo",
         activation_checkpointing=True,
         max_grad_norm=1e9,
         learning_rate=1e-2,

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from learner.model.policy import load_model
-from learner.objective_settings import GrpoSettings, TisSettings
 from learner.settings import LearnerSettings
 from learner.training.schedule import learning_rate
+from tests.learner.settings import learner_settings
 
 
 def test_two_runs_have_the_same_bits(two_ranks: list[dict[str, Any]]) -> None:
@@ -117,7 +117,7 @@ def test_gradients_are_communicated_once_an_update_in_float32_however_many_micro
     ],
 )
 def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) -> None:
-    settings = LearnerSettings(model="m", learning_rate=1.0, warmup_steps=2, decay_steps=10, schedule=schedule)
+    settings = learner_settings(learning_rate=1.0, warmup_steps=2, decay_steps=10, schedule=schedule)
     for step, rate in rates.items():
         assert learning_rate(step, settings) == pytest.approx(rate)
 
@@ -127,11 +127,11 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
     [
         ({"old_policy": "rollout"}, "has no proximal entropies"),
         (
-            {"old_policy": "rollout", "objective": GrpoSettings(), "correction": TisSettings()},
+            {"old_policy": "rollout", "objective": "grpo", "correction": "tis"},
             "with old_policy 'rollout' they are one",
         ),
         (
-            {"old_policy": "rollout", "objective": GrpoSettings(), "router_replay": "old"},
+            {"old_policy": "rollout", "objective": "grpo", "router_replay": "old"},
             "which old_policy 'rollout' leaves out",
         ),
         ({"decay_steps": 3}, "not above warmup_steps"),
@@ -140,4 +140,4 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
 )
 def test_settings_that_do_not_fit_together_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        LearnerSettings(model="m", **changes)
+        learner_settings(**changes)
