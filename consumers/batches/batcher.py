@@ -83,7 +83,7 @@ class Batcher:
             self._trained = max(self._trained, event.batch + 1)
         return self._advance(now_s)
 
-    def on_recalled(self, event: Event, record: Record) -> None:
+    def on_own_output(self, event: Event, record: Record) -> None:
         """Numbering resumes after this stage's last batch on the log, whatever else is written there."""
         if isinstance(event, BatchPlanned):
             self._numbering.add(event.batch, event.groups)

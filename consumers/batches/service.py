@@ -16,7 +16,7 @@ from streams.stages.processor import ProcessorSpec
 from streams.stages.runner import run_processor
 
 BATCHES: Final = SERVICES["batches"]
-_RECALL_RECORDS: Final = 512
+_TAIL_RECORDS: Final = 512
 """Groups dropped after the last batch are behind it on the topic; seldom more than this many: the dispatcher admits
 (max_staleness + 1) · groups_per_batch groups at a time."""
 
@@ -28,9 +28,11 @@ async def main(service: ServiceContext, settings: BatchSettings) -> None:
     spec = ProcessorSpec(
         stage=BATCHES.name,
         input=BATCHES.input,
-        observe=BATCHES.follows,
-        recall=Tail(BATCHES.output, tail=_RECALL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)),
-        shard="all",
+        side_inputs=BATCHES.follows,
+        own_outputs=Tail(
+            BATCHES.output, newest=_TAIL_RECORDS + 4 * admitted, holding=lambda e: isinstance(e, BatchPlanned)
+        ),
+        tasks="one",
     )
     await run_processor(service, spec, lambda partition: Batcher(settings, cost))
 

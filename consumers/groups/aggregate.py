@@ -8,7 +8,7 @@
                                                                             older than anything remembered
 
 A score is finished when its rollout's disposition is on the log, a request when its group's event is. After a crash the
-unfinished ones rebuild the open groups, and `on_recalled` rebuilds the memory of the closed ones.
+unfinished ones rebuild the open groups, and `on_own_output` rebuilds the memory of the closed ones.
 """
 
 import math
@@ -35,7 +35,7 @@ from streams.stages.processor import ProcessResult
 class Aggregator:
     """A `streams.stages.processor.Processor` over the requests and scores of one partition.
 
-    `known_since_s`: `on_recalled` is called with every group that was closed later (see `Memory`; unix seconds).
+    `known_since_s`: `on_own_output` is called with every group that was closed later (see `Memory`; unix seconds).
     """
 
     def __init__(self, settings: GroupSettings, known_since_s: float = -math.inf) -> None:
@@ -60,7 +60,7 @@ class Aggregator:
         """No side topics: nothing to do."""
         return ProcessResult()
 
-    def on_recalled(self, event: Event, record: Record) -> None:
+    def on_own_output(self, event: Event, record: Record) -> None:
         """Remembers what this stage wrote before it was restarted."""
         match event:
             case GroupReady() | GroupDropped() | GroupEvaluated():

@@ -22,8 +22,7 @@ async def main(service: ServiceContext, settings: GroupSettings) -> None:
     spec = ProcessorSpec(
         stage=GROUPS.name,
         input=GROUPS.input,
-        recall=Tail(topic=GROUPS.output, horizon_s=settings.remember_s + SKEW_S),
-        shard="partition",
+        own_outputs=Tail(topic=GROUPS.output, horizon_s=settings.remember_s + SKEW_S),
         extra_inputs=GROUPS.extra_inputs,
     )
     service.spawn(_watch_clock(service), "groups watches the clock")

@@ -16,7 +16,7 @@ from streams.log.clients import Writer
 from streams.log.dead_letters import dead_letter, place
 from streams.log.fetch import RecordFetcher
 from streams.log.reader import Reader
-from streams.log.stall import Watchdog
+from streams.log.stall import StallDetector
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
 
@@ -111,11 +111,11 @@ class BatchLoader:
 
     async def _plans(self, reader: Reader, writer: Writer) -> AsyncIterator[tuple[BatchPlanned, Record]]:
         """Each batch number once, in order; a number seen before was re-published by a restarted batcher."""
-        watchdog = Watchdog()
+        stall = StallDetector()
         while True:
             records = await reader.poll(_POLL_S)
             if not records:
-                await watchdog.look(reader)
+                await stall.check(reader)
             for record in records:
                 try:
                     event = decode(record.value)

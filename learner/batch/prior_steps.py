@@ -59,13 +59,13 @@ async def read_prior_steps(log: Log, next_batch: int, unsaved: int) -> PriorStep
         return isinstance(event, StepCompleted) and event.batch >= next_batch and bool(event.rejected)
 
     rejected: dict[str, str] = {}
-    steps = Tail("steps", tail=_STEPS_TAIL, holding=is_before)
+    steps = Tail("steps", newest=_STEPS_TAIL, holding=is_before)
     for event, _ in await read_tail(log, steps, None, 0.0, has_rejected):
         if isinstance(event, StepCompleted):
             rejected.update((each.rollout_id, each.reason) for each in event.rejected)
     published = 0
     canary: tuple[tuple[int, ...], ...] = ()
-    weights = Tail("weights", tail=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
+    weights = Tail("weights", newest=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
     for event, _ in await read_tail(log, weights, None, 0.0):
         if isinstance(event, WeightsPublished):
             published = max(published, event.version)

@@ -1,4 +1,4 @@
-"""A stage's own recent outputs, read back at start: numbers that continue, groups that are closed."""
+"""The tail of a topic, read back at start, as a stage's own outputs: numbers continue, closed groups stay closed."""
 
 import logging
 import time
@@ -23,30 +23,30 @@ _FURTHER: Final = 8
 
 @dataclass(frozen=True)
 class Tail:
-    """Own outputs on `topic`: those newer than `horizon_s`, or about the last `tail` ones of each partition.
+    """The newest records of `topic`: those of the last `horizon_s` seconds, or about the `newest` of each partition.
 
-    `holding`: a tail without such an event is read from further back, whatever others wrote behind it.
+    `holding`: a tail without an event for which it is true is read from further back, however much was written since.
     """
 
     topic: str
     horizon_s: float | None = None
-    tail: int | None = None
+    newest: int | None = None
     holding: Callable[[Event], bool] | None = None
 
 
 async def read_tail(
-    log: Log, recall: Tail, partition: int | None, now_s: float, wanted: Callable[[Event], bool] = lambda _: True
+    log: Log, tail: Tail, partition: int | None, now_s: float, wanted: Callable[[Event], bool] = lambda _: True
 ) -> list[tuple[Event, Record]]:
     """The `wanted` events, in log order by partition; `partition` None reads all. Nothing else is held in memory.
 
-    Call it after the predecessor was fenced. DeadlineError.
+    Call it once the predecessor has been fenced, so that nothing is written to it any more. DeadlineError.
     """
-    partitions = list(log.partitions(recall.topic)) if partition is None else [partition]
-    holding = recall.holding
+    partitions = list(log.partitions(tail.topic)) if partition is None else [partition]
+    holding = tail.holding
     while True:
-        first = await _starts(log, recall, partitions, now_s)
+        first = await _starts(log, tail, partitions, now_s)
         found: list[tuple[Event, Record]] = []
-        holds = recall.tail is None or holding is None or not any(first.values())
+        holds = tail.newest is None or holding is None or not any(first.values())
 
         def take(record: Record, found: list[tuple[Event, Record]] = found) -> None:
             nonlocal holds
@@ -55,42 +55,41 @@ async def read_tail(
                 if wanted(event):
                     found.append((event, record))
 
-        await _read(log, {(recall.topic, p): first[p] for p in partitions}, take)
+        await _read(log, {(tail.topic, p): first[p] for p in partitions}, take)
         if holds:
             return found
-        recall = replace(recall, tail=_FURTHER * (recall.tail or 1))
+        tail = replace(tail, newest=_FURTHER * (tail.newest or 1))
 
 
-async def passed_over(log: Log, recall: Tail, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
-    """The first offset of `topic` that is no older than what is recalled; empty where nothing was ever written."""
+async def offsets_at_tail(log: Log, tail: Tail, topic: str, partitions: Sequence[int], now_s: float) -> dict[int, int]:
+    """By partition of `topic` the first offset that is no older than `tail`; empty where the tail's topic is empty."""
     if not partitions:
         return {}
-    async with Reader(log, {(recall.topic, p): None for p in partitions}) as reader:
+    async with Reader(log, {(tail.topic, p): None for p in partitions}) as reader:
         if not any((await reader.ends()).values()):
             return {}
-    logger.warning("what was committed of %s is not on the broker any more", topic)
-    found = await _starts(log, Tail(topic, recall.horizon_s, recall.tail), partitions, now_s)
+    logger.warning("the offsets that were committed of %s are no longer on the broker", topic)
+    found = await _starts(log, Tail(topic, tail.horizon_s, tail.newest), partitions, now_s)
     return {partition: offset or 0 for partition, offset in found.items()}
 
 
-async def _starts(log: Log, recall: Tail, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:
+async def _starts(log: Log, tail: Tail, partitions: Sequence[int], now_s: float) -> dict[int, int | None]:
     timeout = log.settings.call_timeout_s
-    full = log.full(recall.topic)
-    async with Reader(log, {(recall.topic, p): None for p in partitions}) as reader:
+    full = log.full(tail.topic)
+    async with Reader(log, {(tail.topic, p): None for p in partitions}) as reader:
         ends = await reader.ends()
-        if recall.horizon_s is None:
-            # Transaction markers take offsets too, so twice the tail is read to have at least the tail.
-            back = 2 * (recall.tail or 0)
-            return {p: max(0, ends[(recall.topic, p)] - back) for p in partitions}
-        since_ms = int((now_s - recall.horizon_s) * 1000)
+        if tail.horizon_s is None:
+            # Transaction markers take offsets too, so twice as many offsets hold at least as many records.
+            back = 2 * (tail.newest or 0)
+            return {p: max(0, ends[(tail.topic, p)] - back) for p in partitions}
+        since_ms = int((now_s - tail.horizon_s) * 1000)
         found = await within(
             timeout,
             f"for the time index of {full}",
             reader.offsets_for_times({TopicPartition(full, p): since_ms for p in partitions}),
         )
     return {
-        tp.partition: ends[(recall.topic, tp.partition)] if entry is None else entry.offset
-        for tp, entry in found.items()
+        tp.partition: ends[(tail.topic, tp.partition)] if entry is None else entry.offset for tp, entry in found.items()
     }
 
 

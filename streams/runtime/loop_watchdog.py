@@ -15,17 +15,17 @@ _EXIT_FAILED: Final = 1
 
 
 def end_process(why: str) -> None:
-    """Say why, and where every thread stands, in the service's log; then leave without waiting for anybody."""
+    """Log why, and where every thread stands; then exit at once, without waiting for any of them."""
     logger.critical("%s", why)
     faulthandler.dump_traceback()
     os._exit(_EXIT_FAILED)
 
 
-class Deadman:
-    """A thread that ends the process once the loop was silent for `limit_s` seconds; `what` tells what it was at.
+class LoopWatchdog:
+    """A thread that ends the process once the loop was silent for `limit_s` seconds; `what` says what it was doing.
 
-    The thread counts its own ticks, and so does not take a process that was stopped and goes on, or got no processor,
-    for one that stands still.
+    The thread counts its own ticks, so a process that was stopped and resumed, or got no CPU, does not count as one
+    that stands still.
     """
 
     def __init__(self, what: Callable[[], str], limit_s: float) -> None:
@@ -36,8 +36,8 @@ class Deadman:
         self._over = threading.Event()
 
     async def beat(self) -> None:
-        """Until cancelled."""
-        thread = threading.Thread(target=self._watch, name="deadman", daemon=True)
+        """Show that the loop runs, until cancelled."""
+        thread = threading.Thread(target=self._watch, name="loop watchdog", daemon=True)
         thread.start()
         try:
             while True:

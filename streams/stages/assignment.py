@@ -1,19 +1,19 @@
-"""Which partitions of its input a replica has: fixed by its number, or dealt among those that are there.
+"""Which partitions of its input a replica has: fixed by its ordinal, or divided among the replicas that are there.
 
-`FixedShare`: replica k of n has the partitions p with p % n == k, for as long as it lives.
+`FixedAssignments`: replica k of n has the partitions p with p % n == k, as long as it runs.
 
-`Membership`: the replicas that are there form a consumer group and deal the partitions by the same rule, over their
-sorted ordinals, so that one can be added or taken away under load. Members are static, `<run>.<stage>.<ordinal>`: one
-that is killed and started again with its ordinal has its partitions back without a rebalance; one that does not come
-back is given up after SESSION_S. Each one leaves explicitly when it ends. Commits carry the generation, so that an
-owner of yesterday cannot commit over one of today.
+`Membership`: the replicas that are there form a consumer group and divide the partitions by the same rule, over their
+sorted ordinals, so that one can be added or removed under load. Members are static, `<run>.<stage>.<ordinal>`: one
+that is killed and started again with its ordinal gets its partitions back without a rebalance; one that does not come
+back loses them after SESSION_S. Each one leaves explicitly when it ends. Commits carry the generation, so that an
+earlier owner cannot commit over the present one.
 
-            take()                       moved                      take()
+            take()                      revoked                     take()
     ─────────┬────── heartbeats ──────────┬── settle, commit ────────┬──────
-    join, sync: these partitions     somebody came or went      other partitions
+    join, sync: these partitions     a member came or left      other partitions
 
-Everything happens in the caller's hands: there is no listener that runs beside it, and a heartbeat's error is raised by
-the next call.
+Everything happens in the caller's calls: no listener runs beside it, and a heartbeat's error is raised by the next
+call.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from streams.stages.group_coordinator import (
 from streams.stages.group_protocol import Heartbeat, LeaveGroup
 
 SESSION_S: Final = 10.0
-"""How long a member may be silent before the others get its partitions; a broker allows no less than 6 s."""
+"""How long a member may miss its heartbeats before the others get its partitions; brokers allow 6 s and more."""
 
 _REBALANCE_S: Final = 5.0
 _HEARTBEAT_S: Final = 0.3
@@ -47,45 +47,45 @@ _RETRY_S: Final = 0.05
 _LEAVE_S: Final = 5.0
 _NO_GENERATION: Final = -1
 
-_DEAL: Final = "eachprompt-by-ordinal"
-"""The one assignor: members that know another one cannot be in the group."""
+_ASSIGNOR: Final = "eachprompt-by-ordinal"
+"""The one assignor: members that know only others cannot join the group."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The partitions that are the replica's until `moved`.
+    """The partitions that are the replica's until `revoked`.
 
-    `continued`: nobody else can have had any of them since the assignment before, so what is known of the progress of
-    those that were in it too still holds.
+    `continued`: no other replica can have had any of them since the previous assignment, so what is known of the
+    progress of those that were in that one too still holds.
     """
 
     partitions: frozenset[int]
     continued: bool
 
 
-class Share(Protocol):
-    """A replica's part of the input, and where it commits."""
+class Assignments(Protocol):
+    """A replica's assignments, one after another, and where it commits."""
 
-    moved: asyncio.Event
-    """Set when the assignment ends: finish what can be finished quickly, commit, and `take` the next."""
+    revoked: asyncio.Event
+    """Set when the assignment ends: finish what can be finished quickly, commit, and `take` the next one."""
 
     async def take(self) -> Assignment:
         """The assignment from now on. StreamsError, DeadlineError, FencedError."""
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> bool:
-        """Commit `(offset, metadata)` by partition. False: not done, for the assignment has ended."""
+        """Commit `(offset, metadata)` by partition. False: nothing is committed, since the assignment has ended."""
 
 
-class FixedShare:
-    """Partitions by number of replicas. Use as an async context."""
+class FixedAssignments:
+    """The same partitions always, by ordinal and number of replicas. Use as an async context."""
 
     def __init__(self, log: Log, group: str, topic: str, ordinal: int, replicas: int) -> None:
-        self.moved = asyncio.Event()
+        self.revoked = asyncio.Event()
         self._topic = log.full(topic)
         self._partitions = frozenset(log.owned(topic, ordinal, replicas))
         self._coordinator = Coordinator(log, group)
 
-    async def __aenter__(self) -> "FixedShare":
+    async def __aenter__(self) -> "FixedAssignments":
         await self._coordinator.__aenter__()
         return self
 
@@ -97,12 +97,12 @@ class FixedShare:
         return Assignment(self._partitions, continued=True)
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> bool:
-        """Commit. StreamsError: members of a consumer group have this stage."""
+        """Commit. StreamsError: the stage's consumer group has members."""
         code = await self._coordinator.commit(self._topic, offsets)
         if code != OK:
             raise StreamsError(
                 f"offsets of {self._coordinator.group} cannot be committed: {name_of(code)}; "
-                "replicas that deal the partitions among themselves have this stage"
+                "its consumer group has members, which divide the partitions among themselves"
             )
         return True
 
@@ -111,7 +111,7 @@ class Membership:
     """A static member of the stage's consumer group. Use as an async context; it leaves the group at the end."""
 
     def __init__(self, log: Log, group: str, topic: str, ordinal: int) -> None:
-        self.moved = asyncio.Event()
+        self.revoked = asyncio.Event()
         self._log = log
         self._topic = topic
         self._coordinator = Coordinator(log, group)
@@ -135,10 +135,10 @@ class Membership:
             await self._coordinator.__aexit__(*exc)
 
     async def take(self) -> Assignment:
-        """Join the group anew and wait for the others, each of which has `_REBALANCE_S` to come."""
+        """Join the group again and wait for the other members, each of which has `_REBALANCE_S` to do so."""
         self._raise_beating_error()
         self._stop_beating()
-        self.moved.clear()
+        self.revoked.clear()
         before = (self._member, self._generation)
         seconds = self._log.settings.call_timeout_s + SESSION_S
         self._joining = self._known = True
@@ -146,7 +146,7 @@ class Membership:
             generation, partitions = await within(seconds, f"to join {self._coordinator.group}", self._join())
         finally:
             self._joining = False
-        # A generation that was missed may have had another owner: it is not enough to have the partitions again.
+        # In a generation that was missed there may have been another owner, even where the partitions are the same.
         continued = before[0] == self._member and 0 <= before[1] <= generation <= before[1] + 1
         self._generation, self._partitions = generation, partitions
         self._beating = asyncio.create_task(self._beat(), name=f"heartbeats of {self._instance}")
@@ -154,7 +154,7 @@ class Membership:
         return Assignment(partitions, continued)
 
     async def commit(self, offsets: Mapping[int, tuple[int, str]]) -> bool:
-        """Commit those of `offsets` that are of this assignment, for its generation."""
+        """Commit those of `offsets` whose partitions are in this assignment, with its generation."""
         self._raise_beating_error()
         own = {p: state for p, state in offsets.items() if p in self._partitions}
         if self._joining or not own:
@@ -164,11 +164,11 @@ class Membership:
         if code == FENCED:
             raise self._fenced()
         if code != OK and generation == self._generation and not self._joining:
-            self.moved.set()
+            self.revoked.set()
         return code == OK
 
     async def _join(self) -> tuple[int, frozenset[int]]:
-        """Generation and partitions."""
+        """The generation and the partitions that this member has in it."""
         coordinator, topic = self._coordinator, self._log.full(self._topic)
         metadata = ConsumerProtocolMemberMetadata(0, [topic], b"").encode()
         while True:
@@ -179,14 +179,14 @@ class Membership:
                 self._member,
                 self._instance,
                 "consumer",
-                [(_DEAL, metadata)],
+                [(_ASSIGNOR, metadata)],
             )
             answer, code = await coordinator.ask(f"to join {coordinator.group}", request, held=True)
             if code == OK:
                 self._member = answer.member_id
-                shares = self._deal(answer.members) if answer.leader_id == answer.member_id else []
-                sync = SyncGroupRequest(coordinator.group, answer.generation_id, self._member, self._instance, shares)
-                synced, code = await coordinator.ask(f"for its share of {coordinator.group}", sync, held=True)
+                dealt = self._deal(answer.members) if answer.leader_id == answer.member_id else []
+                sync = SyncGroupRequest(coordinator.group, answer.generation_id, self._member, self._instance, dealt)
+                synced, code = await coordinator.ask(f"for its partitions of {coordinator.group}", sync, held=True)
                 if code == OK:
                     return answer.generation_id, _partitions_in(synced.member_assignment)
             elif code == MEMBER_ID_REQUIRED:
@@ -205,11 +205,11 @@ class Membership:
         ordinals = {member: _ordinal(instance) for member, instance, _ in members}
         return [
             (member, ConsumerProtocolMemberAssignment(0, [(topic, partitions)] if partitions else [], b"").encode())
-            for member, partitions in dealt(ordinals, self._log.partitions(self._topic)).items()
+            for member, partitions in partitions_by_member(ordinals, self._log.partitions(self._topic)).items()
         ]
 
     async def _beat(self) -> None:
-        """Heartbeats until the generation ends. FencedError, DeadlineError: for the next call."""
+        """Send heartbeats until the generation ends. FencedError, DeadlineError: raised by the next call."""
         coordinator = self._coordinator
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
@@ -220,18 +220,18 @@ class Membership:
             if code not in OUTDATED and code != OK:
                 raise StreamsError(f"{coordinator.group} refuses a heartbeat of {self._instance}: {name_of(code)}")
             if code in OUTDATED:
-                self.moved.set()
-                # While the others come together again, it stays a member that settles.
+                self.revoked.set()
+                # While the others join again it remains a member, and settles.
                 if code != REBALANCING:
                     return
 
     def _fenced(self) -> FencedError:
-        self._known = False  # the one that the group knows now is another, and must not be taken out of it
+        self._known = False  # the group knows another process by this name now, which must not be removed from it
         return FencedError(f"another process has taken the place of {self._instance}; each ordinal is for one process")
 
     def _on_beating_end(self, task: asyncio.Task[None]) -> None:
         if task is self._beating:
-            self.moved.set()
+            self.revoked.set()
 
     def _raise_beating_error(self) -> None:
         if self._beating is not None and self._beating.done():
@@ -243,10 +243,10 @@ class Membership:
             task.cancel()
 
     async def _leave(self) -> None:
-        """Give the partitions to the others now, and not after SESSION_S; nothing where that fails."""
+        """Give the partitions to the others now and not after SESSION_S; that it cannot is no error."""
         if not self._known:
             return
-        # One whose join was broken off does not know its member id: the group removes the instance by its name.
+        # A member whose join was cancelled does not know its member id: the group removes it by its instance name.
         request = LeaveGroup(self._coordinator.group, [(self._member, self._instance)])
         try:
             async with asyncio.timeout(_LEAVE_S):
@@ -255,10 +255,10 @@ class Membership:
             return
 
 
-def dealt(ordinals: Mapping[str, int], partitions: Sequence[int]) -> dict[str, list[int]]:
+def partitions_by_member(ordinals: Mapping[str, int], partitions: Sequence[int]) -> dict[str, list[int]]:
     """Member → its partitions: p goes to the (p % n)-th of the n members in the order of their ordinals.
 
-    With the ordinals 0 to n - 1 these are the partitions that a fixed share has. Members that are too many get none.
+    With the ordinals 0 to n - 1 these are the partitions of `FixedAssignments`. Surplus members get none.
     """
     members = sorted(ordinals, key=lambda member: (ordinals[member], member))
     return {member: [p for p in partitions if p % len(members) == i] for i, member in enumerate(members)}

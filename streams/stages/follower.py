@@ -1,4 +1,4 @@
-"""Plain reading: every record of some topics from a start on, for ever."""
+"""Plain reading: every record of some topics from a start on, indefinitely."""
 
 import asyncio
 import inspect
@@ -10,7 +10,7 @@ from schemas import Event, UndecodableError
 from streams.errors import Poison
 from streams.log.dead_letters import event_of
 from streams.log.reader import Reader
-from streams.log.stall import Watchdog
+from streams.log.stall import StallDetector
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
 
@@ -32,9 +32,9 @@ async def follow(
 ) -> None:
     """Call `on` for every record of `topics`, in log order by partition, until cancelled.
 
-    `caught_up` is set when everything that was on the log at the start has been handed on. Records that
-    are no event of their topic are skipped and counted, and `on_unreadable` is told why: the stage that consumes the
-    topic writes the dead letter, and the dispatcher where no stage does.
+    `caught_up` is set when everything that was on the log at the start has been handed over. Records that are no event
+    of their topic are skipped and counted, and `on_unreadable` gets the reason: the stage that consumes the topic
+    writes the dead letter, or the dispatcher where no stage does.
     """
     log = service.log
     keys = [(topic, partition) for topic in topics for partition in log.partitions(topic)]
@@ -45,7 +45,7 @@ async def follow(
             reader.seek(ends)
         behind = dict(ends) if start == "earliest" else {}
         skipped = 0
-        watchdog = Watchdog()
+        stall = StallDetector()
         while True:
             if caught_up is not None and not caught_up.is_set():
                 behind = {key: end for key, end in behind.items() if await reader.position(*key) < end}
@@ -53,7 +53,7 @@ async def follow(
                     caught_up.set()
             records = await reader.poll(_POLL_S)
             if not records:
-                await watchdog.look(reader)
+                await stall.check(reader)
             for record in records:
                 try:
                     event = event_of(record)

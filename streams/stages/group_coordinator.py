@@ -1,9 +1,15 @@
-"""Talking to a consumer group's coordinator: look-up, retries, deadlines, and the requests of a static member.
+"""Requests to a consumer group's coordinator: look-up, retries, deadlines.
 
-aiokafka's own coordinator leaves static members in the group at the end, names them in neither heartbeats nor commits
-(so that a second instance is not told from an expired session, and the two throw each other out for ever), swallows the
-errors of its listeners, and ties the partitions of a group to a consumer that fetches as soon as it has them. Its
-connections and requests are used here, and the requests that it lacks are in `streams.stages.group_protocol`.
+aiokafka 0.14.0's own group coordinator does not do for static members (aio-libs/aiokafka#682):
+
+- it leaves them in the group at the end, so that their partitions rest until the session expires;
+- it names their instance in neither heartbeats nor commits, so that a second process with the same instance cannot be
+  told from an expired session, and the two fence each other indefinitely;
+- it logs the errors of rebalance listeners and continues (kafka-python's #917 is the same);
+- it ties a group's partitions to a consumer that fetches them before the hand-over is done.
+
+Here aiokafka's connections and requests are used, and those it lacks come from `streams.stages.group_protocol`: both
+are not public and bound to `streams.log.aiokafka_fixes.AIOKAFKA_VERSION`, which a test compares with what is installed.
 """
 
 import asyncio
@@ -28,10 +34,10 @@ MEMBER_ID_REQUIRED: Final = 79
 FENCED: Final = 82
 
 OUTDATED: Final = frozenset({ILLEGAL_GENERATION, UNKNOWN_MEMBER, REBALANCING})
-"""The group has moved on, or is about to: the member must join again."""
+"""The generation has ended, or is about to: the member must join again."""
 
-_ASK_AGAIN: Final = frozenset({7, 14, 15, 16})
-"""Timed out, loading, not available, not the coordinator (any more)."""
+_TRANSIENT: Final = frozenset({7, 14, 15, 16})
+"""Request timed out; coordinator loading, not available, not on this node (any more)."""
 
 _RETRY_S: Final = 0.3
 _NO_GENERATION: Final = -1
@@ -64,15 +70,15 @@ class Coordinator:
         error_of: Callable[[Any], int] = lambda answer: int(answer.error_code),
         held: bool = False,
     ) -> tuple[Any, int]:
-        """The answer and its error code, which is none of those that another try could mend.
+        """The answer and its error code, which is no transient one: those are retried.
 
-        `held`: the broker may keep the answer back, as for a join; such requests have a connection of their own.
-        StreamsError: the broker does not understand it. DeadlineError.
+        `what` completes "waited … s". `held`: the broker may hold the answer back, as that to a join; such requests
+        have a connection of their own. StreamsError: the broker does not know the request. DeadlineError.
         """
         connection = ConnectionGroup.COORDINATION if held else ConnectionGroup.DEFAULT
-        return await within(self._settings.call_timeout_s, what, self._persist(what, request, error_of, connection))
+        return await within(self._settings.call_timeout_s, what, self._ask(what, request, error_of, connection))
 
-    async def _persist(
+    async def _ask(
         self, what: str, request: Any, error_of: Callable[[Any], int], connection: ConnectionGroup
     ) -> tuple[Any, int]:
         while True:
@@ -81,7 +87,7 @@ class Coordinator:
                     self._node = await self._client.coordinator_lookup(CoordinationType.GROUP, self.group)
                 answer = await self._client.send(self._node, request, group=connection)
                 code = error_of(answer)
-                if code not in _ASK_AGAIN:
+                if code not in _TRANSIENT:
                     return answer, code
             except NotImplementedError as error:
                 raise StreamsError(f"the broker is too old for consumer groups with static members: {error}") from error
@@ -119,5 +125,5 @@ def _worst(answer: Any) -> int:
 
 
 def name_of(code: int) -> str:
-    """An error code in words."""
+    """The name of an error code."""
     return str(for_code(code).__name__)

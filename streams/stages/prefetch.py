@@ -1,4 +1,4 @@
-"""What a shard reads: its inputs and side topics, by a task each, into one queue that bounds what is read ahead."""
+"""What a processor task reads: its inputs and side inputs, by a coroutine each, into one bounded queue."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from streams.log.reader import Reader
-from streams.log.stall import Watchdog
+from streams.log.stall import StallDetector
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
 from streams.stages.offsets import OffsetTracker
@@ -30,9 +30,9 @@ class Position(NamedTuple):
 
 
 class Prefetcher:
-    """Reads on from `positions` while the tracker of each partition has room, once `pump` is running.
+    """Reads on from `positions` while the tracker of each partition has room, as long as `run` runs.
 
-    The trackers are the shard's; records that it has not taken yet (`took`) count as begun, for they will be.
+    The trackers are the task's; records that it has not begun yet (`note_begun`) count as begun, for they will be.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Prefetcher:
         self._ahead: Counter[Key] = Counter()
         self._queue: asyncio.Queue[Sequence[Record | Position]] = asyncio.Queue(_QUEUE)
 
-    def took(self, record: Record) -> None:
+    def note_begun(self, record: Record) -> None:
         """`record` has left the queue and is begun."""
         self._ahead[(record.topic, record.partition)] -= 1
 
@@ -63,65 +63,63 @@ class Prefetcher:
         except TimeoutError:
             return ()
 
-    def more(self) -> Sequence[Record | Position]:
-        """What another poll gave meanwhile; empty where none did."""
+    def take_now(self) -> Sequence[Record | Position]:
+        """What another poll has given meanwhile; empty where none has."""
         return () if self._queue.empty() else self._queue.get_nowait()
 
-    async def pump(self) -> None:
-        """Until cancelled. `spec.extra_inputs` come first, up to where they end now. StreamsError: a partition is
-        stuck.
-        """
+    async def run(self) -> None:
+        """Read until cancelled: `spec.extra_inputs` first, up to where they end now. StreamsError: one is stuck."""
         spec, log = self._spec, self._service.log
-        observed: dict[Key, int | None] = {(t, p): None for t in spec.observe for p in log.partitions(t)}
+        side: dict[Key, int | None] = {(t, p): None for t in spec.side_inputs for p in log.partitions(t)}
         first = {topic: asyncio.Event() for topic in spec.extra_inputs}
         async with asyncio.TaskGroup() as tasks:
-            for topic, begun in first.items():
-                tasks.create_task(self._pump(topic, (), begun), name=f"{spec.stage} reads {topic}")
-            reading = self._pump(spec.input, list(first.values()), asyncio.Event())
+            for topic, caught_up in first.items():
+                tasks.create_task(self._read_input(topic, (), caught_up), name=f"{spec.stage} reads {topic}")
+            reading = self._read_input(spec.input, list(first.values()), asyncio.Event())
             tasks.create_task(reading, name=f"{spec.stage} reads {spec.input}")
-            if observed:
-                tasks.create_task(self._observe(observed), name=f"{spec.stage} observes")
+            if side:
+                tasks.create_task(self._read_side_inputs(side), name=f"{spec.stage} reads its side inputs")
 
-    async def _pump(self, topic: str, after: Sequence[asyncio.Event], caught_up: asyncio.Event) -> None:
-        """Read `topic` once all of `after` are set; set `caught_up` at where the topic ended at start."""
+    async def _read_input(self, topic: str, after: Sequence[asyncio.Event], caught_up: asyncio.Event) -> None:
+        """Read `topic` once all of `after` are set; set `caught_up` at where the topic ended at the start."""
         keys = [key for key in self._trackers if key[0] == topic]
-        told: dict[Key, int] = {}
-        watchdog = Watchdog()
+        noted: dict[Key, int] = {}
+        stall = StallDetector()
         for event in after:
             await event.wait()
         async with Reader(self._service.log, {key: self._positions[key] for key in keys}, self._group) as reader:
             ends = await reader.ends()
             while True:
-                held = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
-                if not caught_up.is_set() and (held or all([await reader.position(*k) >= ends[k] for k in keys])):
+                full = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
+                if not caught_up.is_set() and (full or all([await reader.position(*k) >= ends[k] for k in keys])):
                     caught_up.set()
-                if held:
-                    # The commit metadata is nearly full: deadlines will finish records and make room. No wait for
-                    # the stop of the service: once that has come, it would yield to nobody any more.
+                if full:
+                    # The commit metadata is nearly full: deadlines will finish records and make room. This does not
+                    # wait for the service's stop as well: once that is set, the loop would never yield again.
                     await asyncio.sleep(POLL_S)
-                    watchdog.excuse(POLL_S)
+                    stall.excuse(POLL_S)
                     continue
                 records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
                 if records:
                     self._ahead.update((record.topic, record.partition) for record in records)
-                    await self._put(records, watchdog)
-                elif (positions := await reader.positions()) != told:
+                    await self._put(records, stall)
+                elif (positions := await reader.positions()) != noted:
                     # Drained: behind the records in the queue there are only transaction markers up to here.
-                    await self._put([Position(t, p, position) for (t, p), position in positions.items()], watchdog)
-                    told = positions
-                await watchdog.look(reader)
+                    await self._put([Position(t, p, position) for (t, p), position in positions.items()], stall)
+                    noted = positions
+                await stall.check(reader)
 
-    async def _observe(self, positions: Mapping[Key, int | None]) -> None:
-        watchdog = Watchdog()
+    async def _read_side_inputs(self, positions: Mapping[Key, int | None]) -> None:
+        stall = StallDetector()
         async with Reader(self._service.log, positions) as reader:
             while True:
                 records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
                 if records:
-                    await self._put(records, watchdog)
-                await watchdog.look(reader)
+                    await self._put(records, stall)
+                await stall.check(reader)
 
-    async def _put(self, records: Sequence[Record | Position], watchdog: Watchdog) -> None:
-        """Into the queue. While there is no room nothing is read, and that is not the reader's fault."""
+    async def _put(self, records: Sequence[Record | Position], stall: StallDetector) -> None:
+        """Into the queue. While it has no room nothing is read, which is not the reader's fault."""
         began_s = time.monotonic()
         await self._queue.put(records)
-        watchdog.excuse(time.monotonic() - began_s)
+        stall.excuse(time.monotonic() - began_s)

@@ -1,9 +1,9 @@
-"""Stateful stages, exactly once: what a stage is. The aggregator and the batcher are such.
+"""Stateful stages, exactly once: what a stage is. The aggregator and the batcher are such stages.
 
-A stage is a pure state machine (`Processor`) that turns input records into outputs and says which inputs are done with.
-The runner (`streams.stages.runner`) gives it the records in log order, and writes outputs and consumed offsets in one
-transaction. There is no changelog: inputs that are not finished are delivered again after a restart and rebuild the
-state (docs/delivery.md).
+A stage is a pure state machine (`Processor`) that turns input records into outputs and says which inputs are finished.
+The runner (`streams.stages.runner`) gives it the records in log order and writes outputs and consumed offsets in one
+transaction. There is no changelog: after a restart the inputs that were not finished are delivered again, and rebuild
+the state.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from streams.record import Output, Record
 
 @dataclass(frozen=True, slots=True)
 class ProcessResult:
-    """What one call of a fold leads to: events to write and input records that are done with."""
+    """What one call of a processor leads to: events to write, and input records that are finished."""
 
     outputs: tuple[Output, ...] = ()
     finished: tuple[Ref, ...] = ()
@@ -26,12 +26,12 @@ class Processor(Protocol):
     """A pure state machine over input records; it has no clock and does no I/O."""
 
     def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
-        """An input record. Poison: it goes to the dead letters."""
+        """An input record. Poison: it becomes a dead letter."""
 
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
-        """A record of a side topic, which is read from its beginning at every start and never committed."""
+        """A record of a side input, which is read from its beginning at every start and never committed."""
 
-    def on_recalled(self, event: Event, record: Record) -> None:
+    def on_own_output(self, event: Event, record: Record) -> None:
         """An earlier output of this stage, at start and before any input."""
 
     def on_time(self, now_s: float) -> ProcessResult:
@@ -46,15 +46,19 @@ class Processor(Protocol):
 
 @dataclass(frozen=True)
 class ProcessorSpec:
-    """A stage: its name, its input, side topics, which own outputs it recalls, and one fold a partition or over all.
+    """A stage: its name, its input, and what else its processors read.
 
-    `also` are further inputs with as many partitions: delivered, finished and committed as the input's records are. At
-    start they come first, up to where they end then. Another stage writes the letters of those that are unreadable.
+    `side_inputs` are topics of which the processors see every record and finish none. `own_outputs` is the tail of the
+    stage's own outputs that they see again at start. `tasks`: one processor for each input partition, or one over all.
+
+    `extra_inputs` are further inputs with as many partitions: delivered, finished and committed as the input's records
+    are. At start they come first, up to where they end then. Another stage writes the dead letters of those that are
+    unreadable.
     """
 
     stage: str
     input: str
-    observe: tuple[str, ...] = ()
-    recall: Tail | None = None
-    shard: Literal["partition", "all"] = "partition"
+    side_inputs: tuple[str, ...] = ()
+    own_outputs: Tail | None = None
+    tasks: Literal["per_partition", "one"] = "per_partition"
     extra_inputs: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """Stateless concurrent stages, at least once: rewards and rollouts.
 
-Each record is a task. It is finished when its handler has returned, which is after every output was acknowledged; what
-is committed is the lowest unfinished offset and, in the metadata, what is finished above it. A crash re-processes just
-the unfinished records; outputs carry deterministic identities, so the reader keeps the first of what is written twice.
+Each record is a task. It is finished once its handler has returned, which is after every output was acknowledged. What
+is committed is the lowest unfinished offset and, in the metadata, which offsets above it are finished. So a crash
+re-processes just the unfinished records. Outputs carry deterministic identities: what is written twice is recognised,
+and readers keep the first.
 """
 
 import asyncio
@@ -18,10 +19,10 @@ from streams.faults import reach
 from streams.log.clients import Writer
 from streams.log.dead_letters import dead_letter, event_of, place
 from streams.log.reader import Reader
-from streams.log.stall import Watchdog
+from streams.log.stall import StallDetector
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
-from streams.stages.assignment import Assignment, FixedShare, Membership, Share
+from streams.stages.assignment import Assignment, Assignments, FixedAssignments, Membership
 from streams.stages.offsets import OffsetTracker
 from streams.telemetry import names, tracing
 
@@ -33,24 +34,24 @@ _POLL_S: Final = 0.2
 _COMMIT_EVERY_S: Final = 0.5
 
 _SETTLE_S: Final = 1.0
-"""What is in hand when the assignment ends has so long to be finished and committed; the others wait for it."""
+"""What is in flight when the assignment ends has so long to be finished and committed; other replicas wait for it."""
 
-_MOVE_S: Final = 90.0
+_REASSIGN_S: Final = 90.0
 
 
 class Worker(Protocol):
     """What a stage does with one record."""
 
     async def handle(self, event: Event, record: Record, emit: Emit) -> None:
-        """Process one event. Poison: dead letter. Any other exception ends the service; the record is taken again."""
+        """Process one event. Poison: it becomes a dead letter. Any other error ends the service, and it comes again."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A stage: its name (its group is `<run>.<stage>`), its input, how many records at once, which event types.
+    """A stage: its name (its consumer group is `<run>.<stage>`), its input, how many records at once, which events.
 
-    `elastic`: its replicas deal the partitions among themselves, so that some can come and go
-    (`streams.stages.assignment`); else each has those of its number.
+    `elastic`: its replicas form a consumer group and divide the partitions among themselves, so that some can come and
+    go (`streams.stages.assignment`); otherwise each has those of its ordinal.
     """
 
     stage: str
@@ -62,13 +63,13 @@ class WorkerSpec:
 
 async def run_worker(service: ServiceContext, spec: WorkerSpec, worker: Worker) -> None:
     """Consume until the service is asked to stop; then drain within the budget, commit, and give the partitions up."""
-    async with Writer(service.log) as writer, _share_of(service, spec) as share:
-        pump = _Pump(service, spec, worker, writer, share)
+    async with Writer(service.log) as writer, _assignments_of(service, spec) as assignments:
+        pump = _Pump(service, spec, worker, writer, assignments)
         service.add_status(pump.waiting)
         try:
             async with asyncio.TaskGroup() as tasks:
                 committer = tasks.create_task(pump.commit_regularly(), name=f"{spec.stage} commits")
-                await pump.intake(tasks)
+                await pump.take_records(tasks)
                 await pump.drain(service.run_context.drain_s)
                 committer.cancel()
             await pump.commit()
@@ -76,77 +77,89 @@ async def run_worker(service: ServiceContext, spec: WorkerSpec, worker: Worker) 
             await pump.close()
 
 
-def _share_of(service: ServiceContext, spec: WorkerSpec) -> FixedShare | Membership:
+def _assignments_of(service: ServiceContext, spec: WorkerSpec) -> FixedAssignments | Membership:
     context = service.run_context
     group = f"{context.run}.{spec.stage}"
     if spec.elastic:
         return Membership(service.log, group, spec.input, context.ordinal)
-    return FixedShare(service.log, group, spec.input, context.ordinal, context.replicas)
+    return FixedAssignments(service.log, group, spec.input, context.ordinal, context.replicas)
 
 
 class _Pump:
-    """Keeps up to `max_in_flight` records in the worker's hands."""
+    """Keeps up to `max_in_flight` records with the worker."""
 
-    def __init__(self, service: ServiceContext, spec: WorkerSpec, worker: Worker, writer: Writer, share: Share) -> None:
+    def __init__(
+        self, service: ServiceContext, spec: WorkerSpec, worker: Worker, writer: Writer, assignments: Assignments
+    ) -> None:
         self._service = service
         self._spec = spec
         self._worker = worker
         self._writer = writer
-        self._share = share
+        self._assignments = assignments
         self._reader: Reader | None = None
-        self._watchdog = Watchdog()
-        self._placed = False
+        self._stall = StallDetector()
+        self._assigned = False
         self._trackers: dict[int, OffsetTracker] = {}
         self._running: dict[asyncio.Task[None], tuple[Record, float]] = {}
         self._changed = asyncio.Event()
         self._committed: dict[int, tuple[int, str]] = {}
 
-    async def intake(self, tasks: asyncio.TaskGroup) -> None:
-        """Take records until the service stops, never more than fit in hand or in the commit metadata."""
-        stopping, moved = self._service.stopping, self._share.moved
+    async def take_records(self, tasks: asyncio.TaskGroup) -> None:
+        """Take records until the service stops, never more than `max_in_flight` or the metadata have room for."""
+        stopping, revoked = self._service.stopping, self._assignments.revoked
         while not stopping.is_set():
-            if moved.is_set() or not self._placed:
-                await _unless(stopping, self._move())
-                continue
-            room = self._spec.max_in_flight - len(self._running)
-            full = room <= 0 or any(tracker.full for tracker in self._trackers.values())
-            if full or self._reader is None:
+            if revoked.is_set() or not self._assigned:
+                await _unless(stopping, self._reassign())
+            elif self._reader is not None and (room := self._room()) > 0:
+                await self._fill(self._reader, room, tasks)
+            else:
                 self._changed.clear()
-                await _first_of(self._changed, stopping, moved)
-                continue
-            records = await self._reader.poll(_POLL_S, max_records=room)
-            if not records:
-                # Drained: what follows are transaction markers, and every record before them was begun.
-                for (_, partition), position in (await self._reader.positions()).items():
-                    self._trackers[partition].advance(position)
-            if len(records) < room:
-                # All that was fetched is taken: a partition that gave nothing to this had nothing, or is stuck.
-                await self._watchdog.look(self._reader)
-            for record in records:
-                self._begin(record, tasks)
-            self._service.gauge("in_flight", len(self._running))
+                await _first_of(self._changed, stopping, revoked)
+
+    def _room(self) -> int:
+        """How many more records may be begun now."""
+        if any(tracker.full for tracker in self._trackers.values()):
+            return 0
+        return self._spec.max_in_flight - len(self._running)
+
+    async def _fill(self, reader: Reader, room: int, tasks: asyncio.TaskGroup) -> None:
+        """Begin up to `room` records that have come, or come soon."""
+        records = await reader.poll(_POLL_S, max_records=room)
+        if not records:
+            await self._note_drained(reader)
+        if len(records) < room:
+            # All that was fetched is taken: a partition that added nothing to this had nothing, or is stuck.
+            await self._stall.check(reader)
+        for record in records:
+            self._begin(record, tasks)
+        self._service.gauge("in_flight", len(self._running))
+
+    async def _note_drained(self, reader: Reader) -> None:
+        """Pass the transaction markers that follow: every record before them was begun."""
+        for (_, partition), position in (await reader.positions()).items():
+            self._trackers[partition].advance(position)
 
     def _begin(self, record: Record, tasks: asyncio.TaskGroup) -> None:
         tracker = self._trackers[record.partition]
         if tracker.is_finished(record.offset):
             return
         tracker.begin(record.offset)
-        task = tasks.create_task(self._take(record, tracker), name=place(record.ref))
+        task = tasks.create_task(self._process(record, tracker), name=place(record.ref))
         self._running[task] = (record, time.time())
         task.add_done_callback(self._done)
 
-    async def _move(self) -> None:
-        """From one assignment to the next: the intake stands still, what is finished is committed, others take over.
+    async def _reassign(self) -> None:
+        """From one assignment to the next: nothing is taken, what is finished is committed, other replicas take over.
 
-        Records of lost partitions that are still in hand are finished and written but not committed: their new owner
-        takes them again, and the readers recognise what is written twice.
+        Records of lost partitions that are still in flight are finished and written but not committed: their new owner
+        takes them again, and readers recognise what is written twice.
         """
-        self._placed = False
+        self._assigned = False
         if self._running:
             await asyncio.wait(list(self._running), timeout=_SETTLE_S)
         await self.commit()
-        async with self._service.wait(f"for its partitions of {self._spec.input}", _MOVE_S):
-            assignment = await self._share.take()
+        async with self._service.wait(f"for its partitions of {self._spec.input}", _REASSIGN_S):
+            assignment = await self._assignments.take()
             self._forget(assignment)
             positions: dict[tuple[str, int], int | None] = {
                 (self._spec.input, partition): tracker.position for partition, tracker in self._trackers.items()
@@ -157,8 +170,8 @@ class _Pump:
             for partition in new:
                 self._trackers[partition] = OffsetTracker.restore(*committed.get(partition, (0, "")))
                 positions[self._spec.input, partition] = committed[partition][0] if partition in committed else None
-            await self._read(positions)
-        self._placed = True
+            await self._read_from(positions)
+        self._assigned = True
         self._service.gauge("partitions", len(positions))
         logger.info("%s: has partitions %s of %s", self._spec.stage, sorted(self._trackers), self._spec.input)
         self._service.ready()
@@ -168,8 +181,8 @@ class _Pump:
         self._trackers = {p: tracker for p, tracker in self._trackers.items() if p in kept}
         self._committed = {p: state for p, state in self._committed.items() if p in kept}
 
-    async def _read(self, positions: dict[tuple[str, int], int | None]) -> None:
-        """Read on from `positions`, by a new reader: it has nothing prefetched from an assignment before."""
+    async def _read_from(self, positions: dict[tuple[str, int], int | None]) -> None:
+        """Read on from `positions`, with a new reader: it has nothing prefetched from an earlier assignment."""
         await self.close()
         if positions:
             self._reader = await Reader(self._service.log, positions).__aenter__()
@@ -184,7 +197,7 @@ class _Pump:
         del self._running[task]
         self._changed.set()
 
-    async def _take(self, record: Record, tracker: OffsetTracker) -> None:
+    async def _process(self, record: Record, tracker: OffsetTracker) -> None:
         with tracing.span(
             names.process(record.topic),
             cause=record,
@@ -203,13 +216,13 @@ class _Pump:
         tracker.finish(record.offset)
 
     async def drain(self, budget_s: float) -> None:
-        """Let what is in hand finish within the budget; what does not is cancelled and will be taken again."""
+        """Let what is in flight finish within the budget; what does not is cancelled and will be taken again."""
         if self._running:
             _, late = await asyncio.wait(list(self._running), timeout=budget_s)
             for task in late:
                 task.cancel()
             if late:
-                logger.warning("%s: %d records were not done within %g s", self._spec.stage, len(late), budget_s)
+                logger.warning("%s: %d records were not finished within %g s", self._spec.stage, len(late), budget_s)
                 await asyncio.wait(late, timeout=budget_s)
 
     async def commit_regularly(self) -> None:
@@ -219,22 +232,22 @@ class _Pump:
             await self.commit()
 
     async def commit(self) -> None:
-        """Commit the trackers that moved; where the assignment has just ended, the next one begins from the last."""
+        """Commit the trackers that have changed, unless the assignment has just ended: then the new owner repeats."""
         states = {p: tracker.commit() for p, tracker in self._trackers.items()}
-        moved = {p: state for p, state in states.items() if self._committed.get(p) != state}
-        if moved:
+        changed = {p: state for p, state in states.items() if self._committed.get(p) != state}
+        if changed:
             reach("worker.committing")
-            if await self._share.commit(moved):
-                self._committed.update(moved)
+            if await self._assignments.commit(changed):
+                self._committed.update(changed)
 
     def waiting(self) -> list[str]:
-        """The oldest record in hand."""
+        """How many records are in flight, and the oldest of them."""
         if not self._running:
             return []
         record, since = min(self._running.values(), key=lambda item: item[1])
         age = time.time() - since
         where = f"{record.topic}/{record.partition}@{record.offset}"
-        return [f"{len(self._running)} records in hand, the oldest {where} since {age:.0f} s"]
+        return [f"{len(self._running)} records in flight, the oldest {where} since {age:.0f} s"]
 
 
 async def _first_of(*events: asyncio.Event) -> None:
@@ -247,7 +260,7 @@ async def _first_of(*events: asyncio.Event) -> None:
 
 
 async def _unless(stopping: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> None:
-    """Await `coroutine`, or break it off when the service stops."""
+    """Await `coroutine`, or cancel it when the service stops."""
     work = asyncio.ensure_future(coroutine)
     stop = asyncio.ensure_future(stopping.wait())
     try:

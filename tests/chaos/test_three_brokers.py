@@ -100,7 +100,7 @@ class Dispose:
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         return ProcessResult()
 
-    def on_recalled(self, event: Event, record: Record) -> None:
+    def on_own_output(self, event: Event, record: Record) -> None:
         return
 
     def on_time(self, now_s: float) -> ProcessResult:
@@ -113,7 +113,7 @@ class Dispose:
         return []
 
 
-SPEC: Final = ProcessorSpec("dispose", "scores", (), Tail("groups", horizon_s=60.0), "all")
+SPEC: Final = ProcessorSpec("dispose", "scores", (), Tail("groups", horizon_s=60.0), "one")
 
 
 @asynccontextmanager

@@ -92,7 +92,7 @@ class Stage:
         self.read = {topic: offset for topic, (offset, _) in committed.items()}
         for event in self.out:
             if event.time_s >= now_s - self._recall_s:
-                self.fold.on_recalled(event, record("own", 0, "own"))
+                self.fold.on_own_output(event, record("own", 0, "own"))
         self._again = list(self.sources)[:-1]
 
     _again: Sequence[str] = ()

@@ -16,7 +16,7 @@ from streams.record import Output
 from streams.runtime.service_context import ServiceContext
 
 SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
-JUNK = 2 * (batch_service._RECALL_RECORDS + 4 * 10) + 50
+JUNK = 2 * (batch_service._TAIL_RECORDS + 4 * 10) + 50
 """More than the tail that is looked at first."""
 
 

@@ -85,7 +85,7 @@ class Stage:
     def crash(self, *, offsets_lost: bool = False) -> None:
         self.fold = Batcher(self.settings, (1.0, 0.1))
         for offset, output in enumerate(self.outputs):
-            self.fold.on_recalled(output.event, record("batches", offset))
+            self.fold.on_own_output(output.event, record("batches", offset))
         if offsets_lost:
             self.finished.clear()
         for offset in range(len(self.log)):

@@ -121,7 +121,7 @@ class Stage:
         self.fold = Aggregator(self.settings, known_since_s)
         for offset, output in enumerate(self.outputs):
             if output.event.time_s >= known_since_s:
-                self.fold.on_recalled(output.event, Record("groups", 0, offset, None, b"", {}, self.now_s))
+                self.fold.on_own_output(output.event, Record("groups", 0, offset, None, b"", {}, self.now_s))
         if offsets_lost:  # the runner passes over the requests that are older than what is recalled
             self.finished = {
                 offset

@@ -40,7 +40,7 @@ def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
         disposition="duplicate",
         time_s=50.0,
     )
-    stage.fold.on_recalled(told, Record("groups", 0, 0, None, b"", {}, 0.0))
+    stage.fold.on_own_output(told, Record("groups", 0, 0, None, b"", {}, 0.0))
     close_another(stage)
     (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs
     assert isinstance(end.event, RolloutDisposed) and end.event.disposition == "expired"

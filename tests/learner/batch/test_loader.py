@@ -222,7 +222,7 @@ async def test_a_reader_that_is_stuck_ends_the_service(
 
     await write(service, plan(0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
-    with pytest.raises(StreamsError, match="batches/0 ends at 1 and is read no further than 0"):
+    with pytest.raises(StreamsError, match="batches/0 ends at 1 and has been read no further than 0"):
         async with asyncio.timeout(60):
             await BatchLoader(service, SECOND_RANK, offset=0, next_batch=0).fill()
 

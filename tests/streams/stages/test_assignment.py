@@ -17,12 +17,12 @@ from streams.context import RunContext
 from streams.errors import FencedError, StreamsError
 from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
-from streams.log.stall import STALLED_S, Watchdog
+from streams.log.stall import STALLED_S, StallDetector
 from streams.log.tail import read_to_end
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
 from streams.stages import assignment as membership
-from streams.stages.assignment import Assignment, FixedShare, Membership, dealt
+from streams.stages.assignment import Assignment, FixedAssignments, Membership, partitions_by_member
 from streams.stages.worker import Emit, WorkerSpec, run_worker
 
 PARTITIONS = 4
@@ -31,14 +31,14 @@ SPEC = WorkerSpec("collect", "scores", 16, (RolloutScored,), elastic=True)
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True), st.integers(1, 64))
 def test_partitions_are_dealt_evenly_and_each_to_one(ordinals: list[int], partitions: int) -> None:
-    shares = dealt({f"m{ordinal}": ordinal for ordinal in ordinals}, range(partitions))
+    shares = partitions_by_member({f"m{ordinal}": ordinal for ordinal in ordinals}, range(partitions))
     assert sorted(p for share in shares.values() for p in share) == list(range(partitions))
     assert max(map(len, shares.values())) - min(map(len, shares.values())) <= 1
 
 
 def test_members_without_gaps_have_what_a_fixed_share_has() -> None:
     log = Log(LogSettings("nowhere:1", "run", 7), "test")
-    shares = dealt({f"m{k}": k for k in (2, 0, 1)}, log.partitions("scores"))
+    shares = partitions_by_member({f"m{k}": k for k in (2, 0, 1)}, log.partitions("scores"))
     assert [shares[f"m{k}"] for k in range(3)] == [log.owned("scores", k, 3) for k in range(3)]
 
 
@@ -77,7 +77,7 @@ async def retake(*members: Membership) -> list[Assignment]:
 
     async def take(each: Membership) -> Assignment:
         async with asyncio.timeout(40):
-            await each.moved.wait()
+            await each.revoked.wait()
         return await each.take()
 
     return await asyncio.gather(*map(take, members))
@@ -121,7 +121,7 @@ async def test_a_killed_member_that_returns_has_its_partitions_back_without_a_re
             assert back == Assignment(killed._partitions, continued=False)
             assert again._generation == killed._generation
             await asyncio.sleep(3 * membership._HEARTBEAT_S)
-            assert not other.moved.is_set()
+            assert not other.revoked.is_set()
             if killed is second:
                 second = again
         assert taken.partitions == frozenset({1, 3})
@@ -135,7 +135,7 @@ async def test_a_member_that_is_stopped_while_it_joins_leaves_nothing_behind(log
         async with member(log, 1) as second:
             joining = asyncio.create_task(second.take())
             async with asyncio.timeout(40):
-                await first.moved.wait()
+                await first.revoked.wait()
             joining.cancel()
             await asyncio.wait([joining])
         began = time.monotonic()
@@ -153,7 +153,7 @@ async def test_commits_of_an_assignment_that_ended_do_nothing(log: Log) -> None:
         assert await log.committed(group, topic, range(4)) == {0: (3, "b:AQ=="), 1: (7, "")}
         first._generation, current = first._generation - 1, first._generation
         assert not await first.commit({0: (1, "")})
-        assert first.moved.is_set()
+        assert first.revoked.is_set()
         first._generation = current
         assert await log.committed(group, topic, [0]) == {0: (3, "b:AQ==")}
 
@@ -164,21 +164,21 @@ async def test_a_second_process_with_the_same_ordinal_ends_the_first(log: Log) -
     async with member(log, 3) as second:
         await second.take()
         async with asyncio.timeout(40):
-            await first.moved.wait()
+            await first.revoked.wait()
         with pytest.raises(FencedError, match=r"collect\.3"):
             await first.take()
         await first.__aexit__()
         await asyncio.sleep(3 * membership._HEARTBEAT_S)
-        assert not second.moved.is_set(), "the first one's leaving does not take the second one out"
+        assert not second.revoked.is_set(), "the first one's leaving does not take the second one out"
 
 
-async def test_a_fixed_share_does_not_commit_over_members(log: Log) -> None:
-    async with FixedShare(log, f"{log.settings.run}.collect", "scores", 0, 2) as fixed:
+async def test_fixed_assignments_do_not_commit_over_members(log: Log) -> None:
+    async with FixedAssignments(log, f"{log.settings.run}.collect", "scores", 0, 2) as fixed:
         assert (await fixed.take()).partitions == {0, 2}
         assert await fixed.commit({0: (5, "")})
         async with member(log, 0) as first:
             await first.take()
-            with pytest.raises(StreamsError, match="deal the partitions"):
+            with pytest.raises(StreamsError, match="divide the partitions"):
                 await fixed.commit({0: (1, "")})
         assert await log.committed(f"{log.settings.run}.collect", "scores", [0]) == {0: (5, "")}
 
@@ -317,7 +317,7 @@ async def test_what_a_lost_partition_still_has_in_hand_is_taken_by_its_new_owner
     async with asyncio.TaskGroup() as tasks:
         first = Replica(log, tmp_path, tasks, 0, Disposer(hold=held.__contains__))
         await until("all are seen", lambda: len(first.worker.seen) == 40)
-        kept = f"{len(held)} records in hand"
+        kept = f"{len(held)} records in flight"
         await until(
             "the others are done", lambda: any(said.startswith(kept) for said in first.service.waits(time.time()))
         )
@@ -336,11 +336,11 @@ async def test_what_a_lost_partition_still_has_in_hand_is_taken_by_its_new_owner
 
 
 def test_the_watchdog_tells_silence_from_the_end() -> None:
-    dog, key = Watchdog(), ("scores", 0)
+    detector, key = StallDetector(), ("scores", 0)
     for now_s in range(0, 100, 5):
-        dog.judge({key: 7}, {key: 7}, now_s)
+        detector.compare({key: 7}, {key: 7}, now_s)
     for step in range(20):
-        dog.judge({key: 7 + step}, {key: 100}, 100.0 + 5 * step)
-    dog.judge({key: 26}, {key: 100}, 195.0 + STALLED_S - 1)
-    with pytest.raises(StreamsError, match=r"scores/0 ends at 100 and is read no further than 26"):
-        dog.judge({key: 26}, {key: 100}, 195.0 + STALLED_S)
+        detector.compare({key: 7 + step}, {key: 100}, 100.0 + 5 * step)
+    detector.compare({key: 26}, {key: 100}, 195.0 + STALLED_S - 1)
+    with pytest.raises(StreamsError, match=r"scores/0 ends at 100 and has been read no further than 26"):
+        detector.compare({key: 26}, {key: 100}, 195.0 + STALLED_S)

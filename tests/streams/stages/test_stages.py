@@ -141,7 +141,7 @@ async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_agai
     async with scope_of(log, tmp_path, drain_s=1.0) as service:
         task = service.spawn(run_worker(service, SPEC, first), "worker")
         await until("all are seen", lambda: len(first.seen) == 12)
-        await until("in hand", lambda: "2 records in hand" in " ".join(service.waits(time.time())))
+        await until("in hand", lambda: "2 records in flight" in " ".join(service.waits(time.time())))
         service.stopping.set()
         await task
     second = Collector()
@@ -209,7 +209,7 @@ class Pairs:
         self.steps.append(event.step)
         return ProcessResult()
 
-    def on_recalled(self, event: Event, record: Record) -> None:
+    def on_own_output(self, event: Event, record: Record) -> None:
         assert isinstance(event, GroupDropped)
         self.recalled.append(event.group_id)
 
@@ -223,7 +223,7 @@ class Pairs:
         return [f"waits for the second score of {group}" for group in self.open]
 
 
-FOLD = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=3600.0), "all")
+FOLD = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=3600.0), "one")
 
 
 def step(number: int) -> Output:
@@ -283,7 +283,7 @@ async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
     for number in range(5):
         await writer.write([step(number)])
     await writer.close()
-    found = await read_tail(log, Tail("steps", tail=2), None, time.time())
+    found = await read_tail(log, Tail("steps", newest=2), None, time.time())
     steps = [event.step for event, _ in found if isinstance(event, StepCompleted)]
     assert steps[-2:] == [3, 4]
     assert len(steps) <= 4
@@ -300,7 +300,7 @@ async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) 
     successor = TransactionalWriter(log, f"{log.settings.run}.steps")
     await successor.open()
     await successor.close()
-    assert not await read_tail(log, Tail("steps", tail=0), None, time.time())
+    assert not await read_tail(log, Tail("steps", newest=0), None, time.time())
 
     def holds_step(event: Event) -> bool:
         return isinstance(event, StepCompleted)
@@ -309,8 +309,8 @@ async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) 
         return isinstance(event, GroupDropped)
 
     for holding in (holds_step, holds_drop):
-        recall = Tail("steps", tail=2, holding=holding)
-        found = await read_tail(log, recall, None, time.time())
+        tail = Tail("steps", newest=2, holding=holding)
+        found = await read_tail(log, tail, None, time.time())
         assert [type(event) for event, _ in found].count(StepCompleted) == 1
 
 
@@ -341,7 +341,7 @@ async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     hoard = Hoard()
     async with scope_of(log, tmp_path) as service:
         task = service.spawn(
-            run_processor(service, ProcessorSpec("hoard", "scores", shard="all"), lambda _: hoard), "fold"
+            run_processor(service, ProcessorSpec("hoard", "scores", tasks="one"), lambda _: hoard), "fold"
         )
         await until("it reads no more", lambda: any("reads no more" in line for line in service.waits(0.0)))
         await asyncio.sleep(1.5)
@@ -355,7 +355,7 @@ async def work(service: ServiceContext) -> None:
 
 
 async def fold(service: ServiceContext) -> None:
-    await run_processor(service, ProcessorSpec("pairs", "scores", shard="all"), lambda _: Pairs())
+    await run_processor(service, ProcessorSpec("pairs", "scores", tasks="one"), lambda _: Pairs())
 
 
 class Bystander(Pairs):
@@ -367,7 +367,7 @@ class Bystander(Pairs):
 
 async def fold_beside(service: ServiceContext) -> None:
     """With the stuck topic at its side."""
-    await run_processor(service, ProcessorSpec("pairs", "groups", ("scores",), shard="all"), lambda _: Bystander())
+    await run_processor(service, ProcessorSpec("pairs", "groups", ("scores",), tasks="one"), lambda _: Bystander())
 
 
 async def follower(service: ServiceContext) -> None:
@@ -393,7 +393,7 @@ async def test_who_reads_on_and_whose_reader_is_stuck_ends(
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(60), scope_of(log, tmp_path) as service:
             await serve(service)
-    assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and is read no further than 0")
+    assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and has been read no further than 0")
 
 
 @pytest.mark.parametrize("serve", [work, fold, fold_beside])
@@ -431,7 +431,7 @@ async def test_one_stuck_partition_among_busy_ones_is_noticed(
                 await serve(service)
         writing.cancel()
         await asyncio.wait([writing])
-    assert raised.group_contains(StreamsError, match="scores/0 ends at 1 and is read no further than 0")
+    assert raised.group_contains(StreamsError, match="scores/0 ends at 1 and has been read no further than 0")
 
 
 class Endless(Pairs):
@@ -460,9 +460,9 @@ async def test_a_fold_that_does_not_return_ends_its_process(
     async with Writer(log) as writer:
         ref = await writer.write(scored("a", 0))
     async with asyncio.timeout(90), scope_of(log, tmp_path) as service:
-        service.spawn(run_processor(service, ProcessorSpec("pairs", "scores", shard="all"), lambda _: endless), "fold")
+        service.spawn(run_processor(service, ProcessorSpec("pairs", "scores", tasks="one"), lambda _: endless), "fold")
         await until("it was noticed", endless.ended.is_set)
-    assert endless.why == [f"pairs folds {place(ref)}: nothing else ran for 0.6 s"]
+    assert endless.why == [f"pairs processes {place(ref)}: nothing else ran for 0.6 s"]
 
 
 async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log) -> None:
@@ -534,7 +534,7 @@ async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Pat
             return [sum(admin.lag(f"{run}.{stage}", [f"{run}.scores"]).values()) for stage in ("pairs", "collect")]
 
     async with scope_of(log, tmp_path) as service:
-        fold = ProcessorSpec("pairs", "scores", (), None, "all")
+        fold = ProcessorSpec("pairs", "scores", (), None, "one")
         tasks = [service.spawn(run_processor(service, fold, lambda _: Pairs()), "fold")]
         tasks.append(service.spawn(run_worker(service, SPEC, Collector()), "worker"))
         async with asyncio.timeout(60):
