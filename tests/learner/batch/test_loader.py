@@ -210,7 +210,7 @@ async def test_a_batch_that_retention_deleted_ends_the_run(service: ServiceConte
 async def test_a_reader_that_is_stuck_ends_the_service(
     service: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.log.stall._CHECK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
     entered = Reader.__aenter__
 

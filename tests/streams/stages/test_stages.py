@@ -378,7 +378,7 @@ async def follower(service: ServiceContext) -> None:
 async def test_who_reads_on_and_whose_reader_is_stuck_ends(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
-    monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.log.stall._CHECK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
     entered = Reader.__aenter__
 
@@ -400,7 +400,7 @@ async def test_who_reads_on_and_whose_reader_is_stuck_ends(
 async def test_one_stuck_partition_among_busy_ones_is_noticed(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
-    monkeypatch.setattr("streams.log.stall._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("streams.log.stall._CHECK_EVERY_S", 0.0)
     monkeypatch.setattr("streams.log.stall.STALLED_S", 0.5)
     stuck, busy = (next(f"g{n}" for n in range(100) if partition_of(f"g{n}", PARTITIONS) == p) for p in (0, 1))
     entered, polled = Reader.__aenter__, Reader.poll
