@@ -9,8 +9,8 @@ from consumers.groups.aggregate import Aggregator
 from consumers.groups.settings import GroupSettings
 from producers.dispatcher.admission import Admission
 from schemas import GroupReady, Ref, RolloutDisposed, RolloutScored, encode
-from streams.record import Record
 from streams.stages.processor import ProcessResult
+from tests.builders import record_at, rollout_scored
 
 SAMPLES, GROUPS = 3, 4
 NOW_S = 1e6
@@ -24,17 +24,13 @@ arrivals = st.lists(st.tuples(st.integers(0, GROUPS - 1), st.integers(0, SAMPLES
 
 
 def score(group: int, index: int, attempt: int) -> RolloutScored:
-    return RolloutScored(
-        rollout_id=f"{group}.{index}",
-        group_id=str(group),
-        prompt_id=str(group),
-        index=index,
+    return rollout_scored(
+        str(group),
+        index,
         attempt=attempt,
         rollout=Ref("rollouts", 0, (group * SAMPLES + index) * 2 + attempt),
-        task="t",
         samples=SAMPLES,
         deadline_s=NOW_S + 60.0,
-        valid=True,
         time_s=NOW_S,
         reward=float(index),
     )
@@ -56,7 +52,7 @@ def test_every_rollout_ends_once_whatever_the_clock_does(arrived: list[Arrival])
         # Jumps add up to less than the memory of closed groups, which is the assumption that it rests on.
         now_s = min(max(now_s + jump_s, NOW_S - 1700.0), NOW_S + 1700.0)
         event = score(group, index, attempt)
-        take(fold.on_event(event, Record("scores", 0, offset, None, encode(event), {}, now_s), now_s))
+        take(fold.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s))
         take(fold.on_time(now_s))
     due_s = fold.next_time_s()
     assert due_s is None or due_s <= NOW_S + 1700.0 + 65.0, "a deadline that a jump pushed out of sight"
@@ -96,7 +92,7 @@ def test_a_group_that_is_closed_by_a_jump_is_not_opened_by_its_stragglers() -> N
 
     def arrive(offset: int, index: int, now_s: float) -> ProcessResult:
         event = score(0, index, 0)
-        return fold.on_event(event, Record("scores", 0, offset, None, encode(event), {}, now_s), now_s)
+        return fold.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s)
 
     arrive(0, 0, NOW_S)
     arrive(1, 1, NOW_S)

@@ -8,31 +8,29 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from schemas import Event, Ref, RolloutDisposed, RolloutScored, decode
-from streams.blobs.store import BlobStore
 from streams.broker import BrokerSettings
 from streams.broker.jars import kafka_obstacle
 from streams.broker.kafka import KafkaBroker, random_cluster_id, server_properties, write_properties
 from streams.broker.ports import HOST, free_port
-from streams.context import RunContext
 from streams.errors import StreamsError
 from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.tail import Tail, read_to_end
 from streams.processes.child import Child
 from streams.record import Output, Record
-from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
 from streams.stages.processor import ProcessorSpec, ProcessResult
 from streams.stages.runner import run_processor
+from tests.builders import rollout_scored, service_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka]
 
@@ -116,16 +114,6 @@ class Dispose:
 SPEC: Final = ProcessorSpec("dispose", "scores", (), Tail("groups", horizon_s=60.0), "one")
 
 
-@asynccontextmanager
-async def scope_of(log: Log, directory: Path) -> AsyncIterator[ServiceContext]:
-    context = RunContext(log.settings.run, directory, log.settings.bootstrap, PARTITIONS, directory.as_uri())
-    async with asyncio.TaskGroup() as tasks:
-        service = ServiceContext("test", context, log, BlobStore(context.blob_uri), tasks)
-        yield service
-        service.stopping.set()
-        service.cancel_spawned()
-
-
 class Traffic:
     """Writer, stage and reader, each started again when it fails, as a supervisor does."""
 
@@ -156,13 +144,13 @@ class Traffic:
 
     async def stage(self) -> None:
         """The exactly-once stage."""
-        async with scope_of(self._log, self._directory) as service:
+        async with service_of(self._log, self._directory) as service:
             task = service.spawn(run_processor(service, SPEC, lambda _: Dispose()), "fold")
             await asyncio.wait([task, asyncio.ensure_future(self.stopping.wait())], return_when="FIRST_COMPLETED")
 
     async def read(self) -> None:
         """When did outcomes arrive."""
-        async with scope_of(self._log, self._directory) as service:
+        async with service_of(self._log, self._directory) as service:
             task = service.spawn(follow(service, ["groups"], on=self._on_end, start="latest"), "follow")
             await asyncio.wait([task, asyncio.ensure_future(self.stopping.wait())], return_when="FIRST_COMPLETED")
 
@@ -171,10 +159,7 @@ class Traffic:
 
 
 def score(name: str) -> RolloutScored:
-    return RolloutScored(
-        rollout_id=f"{name}.0", group_id=name, prompt_id=name, index=0, attempt=0, rollout=Ref("rollouts", 0, 0),
-        task="t", samples=1, deadline_s=4e9, valid=True, time_s=0.0,
-    )  # fmt: skip
+    return rollout_scored(name, 0, samples=1)
 
 
 async def progress(traffic: Traffic, deadline_s: float = 40.0) -> None:

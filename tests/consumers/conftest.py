@@ -1,7 +1,7 @@
 """Brokers, a tokenizer and rollouts for the tests of the consumers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from schemas import EngineInfo, NDArray, Ref, RolloutCompleted, RolloutTimings, Sampling, WeightSpan
-from streams.broker import Broker, BrokerSettings, open_broker
-from streams.broker.jars import kafka_obstacle
+from schemas import NDArray, RolloutCompleted, Sampling, WeightSpan
+from tests.builders import rollout_completed
 
 ALPHABET = "0123456789+=,abcdefghijklmnopqrstuvwxyz "
 EOS = len(ALPHABET)
@@ -51,47 +50,15 @@ def make_rollout() -> MakeRollout:
             "sampling": Sampling(max_tokens=20),
             "finish_reason": "stop",
         }
-        return RolloutCompleted(
-            rollout_id=f"{group_id}.{index}",
-            group_id=group_id,
-            prompt_id=group_id.partition(".")[0],
-            index=index,
+        return rollout_completed(
+            group_id,
+            index,
             attempt=attempt,
-            producer_id="producer-0",
-            request=Ref("prompts", 0, 0),
-            task="sums",
             prompt_ids=NDArray.of(np.array(ids_of("3+1=", eos=False), dtype=np.uint32)),
             response_ids=NDArray.of(np.array(response, dtype=np.uint32)),
             logprobs=NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
-            engine=EngineInfo(name="test", version="0", model="test"),
-            timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=2.0),
             requested_s=fields.pop("requested_s", time.time()),
-            time_s=2.0,
-            **(defaults | fields),
+            **defaults | fields,
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A running embedded broker."""
-    with open_broker(BrokerSettings(kind="embedded", ephemeral=True), tmp_path_factory.mktemp("embedded")) as broker:
-        yield broker
-
-
-@pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A running Apache Kafka; the test is skipped where there is none."""
-    settings = BrokerSettings(kind="kafka", heap_mib=512)
-    if (obstacle := kafka_obstacle(settings)) is not None:
-        pytest.skip(f"Apache Kafka cannot run: {obstacle}")
-    with open_broker(settings, tmp_path_factory.mktemp("kafka")) as broker:
-        yield broker
-
-
-@pytest.fixture(params=[pytest.param("kafka", marks=pytest.mark.kafka), "embedded"])
-def broker(request: pytest.FixtureRequest) -> Broker:
-    """A running broker of each local kind in turn."""
-    found: Broker = request.getfixturevalue(f"{request.param}_broker")
-    return found

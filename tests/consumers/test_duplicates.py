@@ -20,10 +20,11 @@ from analysis.history.read import audit_of
 from analysis.history.run_log import RunLog
 from deploy.cli.commands.demo import DEMO
 from deploy.config.run import read, toml_text
-from schemas import GroupDropped, GroupReady, GroupRequested, RolloutCompleted, RolloutDisposed, Sampling
+from schemas import GroupDropped, GroupReady, GroupRequested, RolloutCompleted, RolloutDisposed
 from streams import faults
 from streams.log.clients import Log, Writer
 from streams.record import Output
+from tests.builders import group_requested
 from tests.consumers.test_services import PARTITIONS, Everything, log, serving
 
 __all__ = ["log"]
@@ -96,8 +97,6 @@ async def until_stopped(armed: Path) -> None:
 
 def request(group_id: str) -> GroupRequested:
     now_s = time.time()
-    return GroupRequested(
-        group_id=group_id, prompt_id=group_id.partition(".")[0], visit=0, sequence=0, task="sums", samples=SAMPLES,
-        sampling=Sampling(max_tokens=8), verifier="exact_match", reference={"answer": "4", "after": "="},
-        prompt="3+1=", time_s=now_s, deadline_s=now_s + 300,
-    )  # fmt: skip
+    return group_requested(
+        group_id, samples=SAMPLES, reference={"answer": "4", "after": "="}, time_s=now_s, deadline_s=now_s + 300
+    )

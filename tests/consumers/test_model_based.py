@@ -32,12 +32,12 @@ from schemas import (
     Ref,
     RolloutDisposed,
     RolloutScored,
-    Sampling,
     StepCompleted,
 )
 from streams.record import Record
 from streams.stages.offsets import OffsetTracker
 from streams.stages.processor import Processor, ProcessResult
+from tests.builders import group_requested, record_at, rollout_scored, step_completed
 
 SAMPLES = 3
 DEADLINE_S = 50.0
@@ -134,7 +134,7 @@ class Stage:
 
 
 def record(topic: str, offset: int, name: str) -> Record:
-    return Record(name, 0, offset, None, b"", {}, 0.0)
+    return record_at(name, offset)
 
 
 class PipelineMachine(RuleBasedStateMachine):
@@ -165,20 +165,33 @@ class PipelineMachine(RuleBasedStateMachine):
 
     def score(self, group: int, index: int, attempt: int, reward: float | None) -> RolloutScored:
         version = len(self.steps)
-        return RolloutScored(
-            rollout_id=f"g{group}.{index}", group_id=f"g{group}", prompt_id=f"g{group}", index=index, attempt=attempt,
-            rollout=Ref("rollouts", 0, next(self.rollouts)), task="t", samples=SAMPLES,
-            deadline_s=self.now_s + DEADLINE_S, valid=reward is not None, time_s=self.now_s, reward=reward or 0.0,
-            prompt_tokens=2, response_tokens=2, oldest_version=version, newest_version=version,
-            purpose="evaluate" if group % 5 == 4 else "train", requested_s=self.requested_s[group],
-        )  # fmt: skip
+        return rollout_scored(
+            f"g{group}",
+            index,
+            attempt=attempt,
+            rollout=Ref("rollouts", 0, next(self.rollouts)),
+            samples=SAMPLES,
+            deadline_s=self.now_s + DEADLINE_S,
+            valid=reward is not None,
+            time_s=self.now_s,
+            reward=reward or 0.0,
+            prompt_tokens=2,
+            response_tokens=2,
+            oldest_version=version,
+            newest_version=version,
+            purpose="evaluate" if group % 5 == 4 else "train",
+            requested_s=self.requested_s[group],
+        )
 
     def request(self, group: int) -> GroupRequested:
-        return GroupRequested(
-            group_id=f"g{group}", prompt_id=f"g{group}", visit=0, sequence=group, task="t", samples=SAMPLES,
-            sampling=Sampling(max_tokens=2), verifier="v", reference="r", prompt="p", time_s=self.requested_s[group],
-            deadline_s=self.now_s + DEADLINE_S, purpose="evaluate" if group % 5 == 4 else "train",
-        )  # fmt: skip
+        return group_requested(
+            f"g{group}",
+            sequence=group,
+            samples=SAMPLES,
+            time_s=self.requested_s[group],
+            deadline_s=self.now_s + DEADLINE_S,
+            purpose="evaluate" if group % 5 == 4 else "train",
+        )
 
     @rule()
     def asked_in_vain(self) -> None:
@@ -252,10 +265,7 @@ class PipelineMachine(RuleBasedStateMachine):
     def trained(self, twice: bool) -> None:
         """The next planned batch is trained; a learner that crashed says so twice."""
         number = len(self.steps)
-        step = StepCompleted(
-            step=number, batch=number, batch_ref=Ref("batches", 0, number), version=number + 1, metrics={},
-            time_s=self.now_s,
-        )  # fmt: skip
+        step = step_completed(number, time_s=self.now_s)
         self.steps.append(step)
         for _ in range(1 + twice):
             self.batcher.observe(step, self.now_s)

@@ -31,19 +31,17 @@ from schemas import (
     RolloutCompleted,
     RolloutDisposed,
     RolloutScored,
-    Sampling,
-    StepCompleted,
     decode,
 )
 from schemas.events import EventBase
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
-from streams.context import RunContext
 from streams.log.admin import Admin, TopicSpec
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.reader import Reader
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
+from tests.builders import context_of, group_requested, step_completed
 
 E = TypeVar("E", bound=EventBase)
 
@@ -64,9 +62,7 @@ def log(broker: Broker) -> Log:
 @asynccontextmanager
 async def serving(log: Log, model: Path, directory: Path) -> AsyncIterator[None]:
     """All three services, stopped as by SIGTERM at the end."""
-    context = RunContext(
-        log.settings.run, directory, log.settings.bootstrap, PARTITIONS, (directory / "blobs").as_uri(), drain_s=5.0
-    )
+    context = context_of(log, directory, drain_s=5.0)
     async with asyncio.TaskGroup() as tasks:
         scopes = [
             ServiceContext(name, context, log, BlobStore(context.blob_uri), tasks)
@@ -158,7 +154,7 @@ async def test_every_rollout_ends_once(log: Log, model: Path, tmp_path: Path, ma
             )
         await write("p.0", "4", attempt=1)
         await write("p.6", "4", deadline_s=1.0)
-        step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
+        step = step_completed(0)
         await writer.write(Output("steps", step))
         async with serving(log, model, tmp_path):
             await seen.read_until(
@@ -202,7 +198,7 @@ async def test_nothing_is_planned_twice_when_the_broker_forgets_what_was_committ
                 lambda: len(seen.of(BatchPlanned)) == 1 and len(seen.of(GroupReady)) == 4,
             )
         await forget([f"{log.settings.run}.{stage}" for stage in ("rewards", "groups", "batches")], log)
-        step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
+        step = step_completed(0)
         await writer.write(Output("steps", step))
         async with serving(log, model, tmp_path):
             await seen.read_until(
@@ -228,11 +224,7 @@ async def forget(groups: list[str], log: Log) -> None:
 
 def requested(group_id: str, deadline_s: float) -> GroupRequested:
     """A request for four samples."""
-    return GroupRequested(
-        group_id=group_id, prompt_id=group_id.partition(".")[0], visit=0, sequence=0, task="sums", samples=4,
-        sampling=Sampling(max_tokens=8), verifier="exact_match", reference="4", prompt="3+1=", time_s=time.time(),
-        deadline_s=deadline_s,
-    )  # fmt: skip
+    return group_requested(group_id, time_s=time.time(), deadline_s=deadline_s)
 
 
 async def write_junk(log: Log) -> None:

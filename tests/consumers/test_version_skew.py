@@ -25,11 +25,11 @@ from schemas import (
     StepCompleted,
     encode,
 )
-from schemas.parts import Ref
 from streams.log import clients as streams_log
 from streams.log.clients import Log, Writer
 from streams.record import Output
 from streams.telemetry import names
+from tests.builders import step_completed
 from tests.consumers.test_services import Everything, MakeRollout, log, serving
 
 __all__ = ["log"]
@@ -98,7 +98,7 @@ async def test_services_read_what_newer_and_older_ones_write(
         await write_major(log, make_rollout("3+1=4", group_id="p.9"))
         for batch in range(3):
             await seen.read_until(f"batch {batch}", lambda: len(seen.of(BatchPlanned)) == batch + 1)  # noqa: B023
-            await writer.write(Output("steps", step(batch)))
+            await writer.write(Output("steps", step_completed(batch)))
         await seen.read_until("the dead letter", lambda: len(seen.of(DeadLetter)) == 1)
     ends = Counter(ref for ref, _ in seen.ends())
     assert set(ends.values()) == {1} and len(ends) == 24
@@ -110,12 +110,6 @@ async def test_services_read_what_newer_and_older_ones_write(
     for version in ("newer", "older"):
         assert all(skewed.written[version][kind] for kind in (RolloutScored, GroupReady, BatchPlanned)), version
     assert skewed.written["newer"][RolloutCompleted]
-
-
-def step(number: int) -> StepCompleted:
-    return StepCompleted(
-        step=number, batch=number, batch_ref=Ref("batches", 0, number), version=number + 1, metrics={}, time_s=0.0
-    )
 
 
 async def write_major(log: Log, rollout: RolloutCompleted) -> None:

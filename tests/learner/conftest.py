@@ -1,6 +1,5 @@
 """A tiny model on disk, and what real process groups of one and two ranks make of it."""
 
-import importlib.util
 import json
 import os
 import select
@@ -13,12 +12,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from streams.broker import Broker, BrokerSettings, open_broker
+from streams.broker import Broker
 from streams.context import RunContext
 from streams.processes.amx import apply_environment
 
@@ -165,29 +163,12 @@ def zygote() -> Iterator[Zygote]:
         made.close()
 
 
-@pytest.fixture(scope="session")
-def log_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A running embedded broker for the tests of feed and service."""
-    with open_broker(BrokerSettings(kind="embedded", ephemeral=True), tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """Matrices of these tests are too small to share, and threads that wait for one another starve elsewhere."""
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def rank_program() -> ModuleType:
-    """The program that the ranks run, as a module."""
-    spec = importlib.util.spec_from_file_location("rank_program", PROGRAM)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

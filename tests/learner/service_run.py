@@ -16,17 +16,13 @@ from schemas import (
     TOPICS,
     BatchPlanned,
     BlobRef,
-    EngineInfo,
     Event,
     NDArray,
     PlannedSequence,
     Ref,
     RolloutCompleted,
-    RolloutTimings,
     Routes,
-    Sampling,
     StepCompleted,
-    WeightSpan,
     WeightsPublished,
     decode,
 )
@@ -36,6 +32,7 @@ from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.tail import read_to_end
 from streams.record import Output
+from tests.builders import batch_planned, rollout_completed
 
 PARTITIONS = 2
 GROUP = "g.0"
@@ -123,29 +120,15 @@ def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutC
     routes[-1] = 255
     blob = None if blobs is None else blobs.put(f"routes/{index}", routes.tobytes())
     data = NDArray.of(routes) if blob is None else None
-    return RolloutCompleted(
+    return rollout_completed(
+        GROUP,
+        index,
         rollout_id=f"{GROUP}.{seed}.{index}",
-        group_id=GROUP,
         prompt_id="g",
-        index=index,
-        attempt=0,
-        producer_id="p",
-        request=Ref("prompts", 0, 0),
-        task="t",
         samples=8,
-        verifier="v",
-        reference="1",
-        deadline_s=0.0,
         prompt_ids=NDArray.of(random.integers(3, 32, prompt).astype(np.uint32)),
         response_ids=NDArray.of(random.integers(3, 32, response).astype(np.uint32)),
         logprobs=NDArray.of(np.full(response, -3.4, dtype=np.float32)),
-        spans=(WeightSpan(0, 0),),
-        sampling=Sampling(max_tokens=8),
-        finish_reason="stop",
-        engine=EngineInfo(name="e", version="1", model="m"),
-        timings=RolloutTimings(received_s=0, started_s=0, first_token_s=0, finished_s=0),
-        requested_s=0.0,
-        time_s=0.0,
         routes=Routes(experts=4, shape=routes.shape, dtype="u1", sentinel=255, data=data, blob=blob),
     )
 
@@ -185,15 +168,14 @@ async def write_batches(
                         oldest_version=max(0, batch - 1),
                     )
                 )
-            plan = BatchPlanned(
-                batch=batch,
+            plan = batch_planned(
+                batch,
                 groups=(GROUP,),
                 sequences=tuple(sequences),
                 ranks=ranks,
                 token_budget=64,
                 fill=0.75,
                 imbalance=1.25,
-                time_s=0.0,
             )
             await writer.write(Output("batches", plan))
             plans.append(plan)

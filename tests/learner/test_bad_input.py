@@ -20,7 +20,6 @@ from analysis.history.run_log import RunLog
 from schemas import (
     BatchPlanned,
     DeadLetter,
-    GroupReady,
     Member,
     NDArray,
     PlannedSequence,
@@ -34,6 +33,7 @@ from schemas import (
 )
 from streams.log.clients import Writer
 from streams.record import Output
+from tests.builders import batch_planned, group_ready
 from tests.learner.service_run import GROUP, Run, completed, end, make_topics
 
 BUDGET = 60
@@ -180,18 +180,10 @@ class Log:
     async def _plan(self, number: int, sequences: list[PlannedSequence], ranks: Any) -> None:
         members = tuple(Member(rollout_id=each.rollout_id, rollout=each.rollout) for each in sequences)
         group = f"{GROUP}.{number}"
-        ready = GroupReady(
-            group_id=group, prompt_id="g", task="t", members=members, reward_mean=0.5, reward_std=0.5, time_s=0.0,
-            deadline_s=0.0,
-        )  # fmt: skip
+        ready = group_ready(group, *members, prompt_id="g")
         await self._writer.write(Output("groups", ready, key=group))
-        plan = BatchPlanned(
-            batch=number,
-            groups=(group,),
-            sequences=tuple(sequences),
-            ranks=tuple(map(tuple, ranks)),
-            token_budget=BUDGET,
-            time_s=0.0,
+        plan = batch_planned(
+            number, groups=(group,), sequences=tuple(sequences), ranks=tuple(map(tuple, ranks)), token_budget=BUDGET
         )
         await self._writer.write(Output("batches", plan))
         self.written.plans.append(plan)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from schemas import TOPICS, Event, decode
 from streams.blobs.store import BlobStore
-from streams.broker import Broker, BrokerSettings, open_broker
+from streams.broker import Broker
 from streams.context import RunContext
 from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
@@ -53,14 +53,6 @@ if __name__ == "__main__":
     print("imported", *heavy, file=sys.stderr)
     sys.exit(code)
 """
-
-
-@pytest.fixture(scope="session")
-def log_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A running embedded broker for the services' tests."""
-    settings = BrokerSettings(kind="embedded", ephemeral=True)
-    with open_broker(settings, tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from streams.log.dead_letters import dead_letter, failures_before, history, repl
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names
+from tests.builders import rollout_scored
 
 PARTITIONS = 2
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -102,11 +103,13 @@ class TestHistory:
 def score(index: int, **fields: Any) -> RolloutScored:
     """A score of a group of two; index 2 is one too many."""
     defaults: dict[str, Any] = {"reward": float(index), "passed": float(index), "deadline_s": time.time() + 3600}
-    return RolloutScored(
-        rollout_id=f"p.0.{index}", group_id="p.0", prompt_id="p", index=index, attempt=0,
-        rollout=Ref("rollouts", partition_of("p.0", PARTITIONS), index), task="sums", samples=2, valid=True,
-        time_s=time.time(), **(defaults | fields),
-    )  # fmt: skip
+    return rollout_scored(
+        "p.0",
+        index,
+        rollout=Ref("rollouts", partition_of("p.0", PARTITIONS), index),
+        time_s=time.time(),
+        **defaults | fields,
+    )
 
 
 def write(config: RunConfig, bootstrap: str, topic: str, *values: bytes, partition: int = 0) -> None:

@@ -23,6 +23,7 @@ from streams.weights.blocks import to_bf16, to_fp8
 from streams.weights.delta import Delta, difference, layout_of
 from streams.weights.delta import encode as encode_delta
 from streams.weights.tensors import parts
+from tests.builders import weights_published
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny-moe"
 AsJson = Callable[..., Any]
@@ -71,10 +72,16 @@ class Run:
         return self._event(version, "bf16", [file], kind="delta", base_version=version - 1, base_digest=base)
 
     def _event(self, version: int, precision: str, files: list[WeightFile], **more: Any) -> WeightsPublished:
-        return WeightsPublished(
-            version=version, precision=precision, files=tuple(files), tensors=93, parent_step=version,  # type: ignore[arg-type]
-            time_s=1e9 + version, digest=digest_of(self.states[version]), canary=CANARY, **more,
-        )  # fmt: skip
+        return weights_published(
+            version,
+            precision=precision,
+            files=tuple(files),
+            tensors=93,
+            time_s=1e9 + version,
+            digest=digest_of(self.states[version]),
+            canary=CANARY,
+            **more,
+        )
 
 
 CANARY = Canary(token_ids=NDArray.of(np.array([[3, 4, 5]], "u4")), logprobs=NDArray.of(np.array([[-1.5, -0.25]], "f4")))

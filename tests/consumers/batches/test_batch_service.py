@@ -5,15 +5,13 @@ from pathlib import Path
 
 from consumers.batches import service as batch_service
 from consumers.batches.settings import BatchSettings
-from schemas import TOPICS, BatchPlanned, GroupReady, Member, Ref, UndecodableError, decode
-from streams.blobs.store import BlobStore
+from schemas import TOPICS, BatchPlanned, Member, Ref, UndecodableError, decode
 from streams.broker import Broker
-from streams.context import RunContext
 from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.tail import read_to_end
 from streams.record import Output
-from streams.runtime.service_context import ServiceContext
+from tests.builders import group_ready, service_of
 
 SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
 JUNK = 2 * (batch_service._TAIL_RECORDS + 4 * 10) + 50
@@ -31,10 +29,7 @@ def ready(number: int) -> Output:
         oldest_version=number,
         newest_version=number,
     )
-    event = GroupReady(
-        group_id=f"p.{number}", prompt_id="p", task="t", members=(member,), reward_mean=0.5, reward_std=0.5,
-        time_s=0.0, deadline_s=0.0,
-    )  # fmt: skip
+    event = group_ready(f"p.{number}", member)
     return Output("groups", event, key=event.group_id)
 
 
@@ -52,14 +47,12 @@ async def batches(log: Log) -> list[int]:
 
 async def serve(log: Log, tmp_path: Path, wanted: int) -> None:
     """One life of the service, until as many batches are planned."""
-    settings = log.settings
-    context = RunContext(settings.run, tmp_path, settings.bootstrap, settings.partitions, tmp_path.as_uri())
-    async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
-        service = ServiceContext("batches", context, log, BlobStore(context.blob_uri), tasks)
-        tasks.create_task(batch_service.main(service, SETTINGS))
+    async with asyncio.timeout(90), service_of(log, tmp_path, "batches") as service:
+        running = service.spawn(batch_service.main(service, SETTINGS), "batches")
         while len(await batches(log)) < wanted:
             await asyncio.sleep(0.05)
         service.stopping.set()
+        await running
 
 
 async def test_numbers_go_on_behind_junk(embedded_broker: Broker, prefix: str, tmp_path: Path) -> None:

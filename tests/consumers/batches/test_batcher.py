@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from consumers.batches.batcher import Batcher
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned, Event, GroupDropped, GroupReady, Member, Ref, RolloutDisposed, StepCompleted
-from streams.record import Output, Record
+from streams.record import Output
 from streams.stages.processor import ProcessResult
+from tests.builders import group_ready, record_at, step_completed
 
 
 def ready(name: int, version: int = 0, tokens: int = 10, invalid: int = 0, time_s: float = 0.0) -> GroupReady:
@@ -32,22 +33,7 @@ def ready(name: int, version: int = 0, tokens: int = 10, invalid: int = 0, time_
         )
         for index in range(2 + invalid)
     ]
-    return GroupReady(
-        group_id=f"p.{name}",
-        prompt_id="p",
-        task="sums",
-        members=tuple(members),
-        reward_mean=0.5,
-        reward_std=0.5,
-        time_s=time_s,
-        deadline_s=100.0,
-    )
-
-
-def step(batch: int) -> StepCompleted:
-    return StepCompleted(
-        step=batch, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0.0
-    )
+    return group_ready(f"p.{name}", *members, time_s=time_s, deadline_s=100.0)
 
 
 @dataclass
@@ -68,11 +54,11 @@ class Stage:
         return self.process(len(self.log) - 1)
 
     def process(self, offset: int) -> ProcessResult:
-        return self.commit(self.fold.on_event(self.log[offset], record("groups", offset), 10.0))
+        return self.commit(self.fold.on_event(self.log[offset], record_at("groups", offset), 10.0))
 
     def train(self, batch: int) -> ProcessResult:
-        self.steps.append(step(batch))
-        return self.commit(self.fold.on_side_input(self.steps[-1], record("steps", len(self.steps)), 10.0))
+        self.steps.append(step_completed(batch))
+        return self.commit(self.fold.on_side_input(self.steps[-1], record_at("steps", len(self.steps)), 10.0))
 
     def commit(self, turn: ProcessResult) -> ProcessResult:
         offsets = [ref.offset for ref in turn.finished]
@@ -85,14 +71,14 @@ class Stage:
     def crash(self, *, offsets_lost: bool = False) -> None:
         self.fold = Batcher(self.settings, (1.0, 0.1))
         for offset, output in enumerate(self.outputs):
-            self.fold.on_own_output(output.event, record("batches", offset))
+            self.fold.on_own_output(output.event, record_at("batches", offset))
         if offsets_lost:
             self.finished.clear()
         for offset in range(len(self.log)):
             if offset not in self.finished:
                 self.process(offset)
         for done in self.steps:
-            self.commit(self.fold.on_side_input(done, record("steps", 0), 10.0))
+            self.commit(self.fold.on_side_input(done, record_at("steps", 0), 10.0))
 
     @property
     def batches(self) -> list[BatchPlanned]:
@@ -101,10 +87,6 @@ class Stage:
     @property
     def drops(self) -> list[GroupDropped]:
         return [output.event for output in self.outputs if isinstance(output.event, GroupDropped)]
-
-
-def record(topic: str, offset: int) -> Record:
-    return Record(topic, 0, offset, None, b"", {}, 0.0)
 
 
 def make(**fields: Any) -> Stage:

@@ -6,13 +6,9 @@ from hypothesis import strategies as st
 from consumers.batches.batcher import Batcher
 from consumers.batches.settings import BatchSettings
 from schemas import BatchPlanned, GroupReady, Member, Ref, StepCompleted
-from streams.record import Record
+from tests.builders import group_ready, record_at, step_completed
 
 GROUPS, GROUPS_PER_BATCH, LOOKAHEAD = 24, 2, 2
-
-
-def record(topic: str, offset: int) -> Record:
-    return Record(topic, 0, offset, None, b"", {}, 0.0)
 
 
 def ready(number: int) -> GroupReady:
@@ -23,27 +19,22 @@ def ready(number: int) -> GroupReady:
         )
         for index in range(2)
     )  # fmt: skip
-    return GroupReady(
-        group_id=f"p.{number}", prompt_id="p", task="t", members=members, reward_mean=0.5, reward_std=0.5, time_s=0,
-        deadline_s=1,
-    )  # fmt: skip
+    return group_ready(f"p.{number}", *members)
 
 
 def step(batch: int) -> StepCompleted:
-    return StepCompleted(
-        step=batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0
-    )
+    return step_completed(batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1)
 
 
 def plans(repeats: dict[int, int]) -> list[tuple[int, tuple[str, ...]]]:
     """Batches and their groups, where step n is followed by the steps n - repeats[n] + 1 to n once more."""
     settings = BatchSettings(groups_per_batch=GROUPS_PER_BATCH, lookahead=LOOKAHEAD)
     batcher = Batcher(settings, (1.0, 0.1))
-    turns = [batcher.on_event(ready(number), record("groups", number), 0.0) for number in range(GROUPS)]
+    turns = [batcher.on_event(ready(number), record_at("groups", number), 0.0) for number in range(GROUPS)]
     for batch in range(GROUPS // GROUPS_PER_BATCH):
-        turns.append(batcher.on_side_input(step(batch), record("steps", 0), 0.0))
+        turns.append(batcher.on_side_input(step(batch), record_at("steps", 0), 0.0))
         for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):
-            turn = batcher.on_side_input(step(again), record("steps", 0), 0.0)
+            turn = batcher.on_side_input(step(again), record_at("steps", 0), 0.0)
             assert turn.outputs == () and turn.finished == (), "a step told again makes no room"
     outputs = [output.event for turn in turns for output in turn.outputs]
     return [(event.batch, event.groups) for event in outputs if isinstance(event, BatchPlanned)]
@@ -58,7 +49,7 @@ def test_an_old_step_told_again_holds_no_batch_back() -> None:
     batcher = Batcher(BatchSettings(groups_per_batch=1, lookahead=1), (1.0, 0.1))
     planned: list[object] = []
     for batch in range(3):
-        planned += batcher.on_event(ready(batch), record("groups", batch), 0.0).outputs
+        planned += batcher.on_event(ready(batch), record_at("groups", batch), 0.0).outputs
         assert len(planned) == batch + 1
         for told in (batch, max(0, batch - 1)):
-            assert batcher.on_side_input(step(told), record("steps", 0), 0.0).outputs == ()
+            assert batcher.on_side_input(step(told), record_at("steps", 0), 0.0).outputs == ()

@@ -6,19 +6,15 @@ import pytest
 
 from consumers.groups.close import close_group
 from consumers.groups.settings import GroupSettings
-from schemas import GroupDropped, GroupEvaluated, GroupReady, Ref, RolloutScored
+from schemas import GroupDropped, GroupEvaluated, GroupReady, RolloutScored
+from tests.builders import rollout_scored
 
 
 def score(index: int, reward: float | None, samples: int = 4, **fields: Any) -> RolloutScored:
     """A member; reward None: its verifier came to no verdict."""
-    return RolloutScored(
-        rollout_id=f"p.0.{index}",
-        group_id="p.0",
-        prompt_id="p",
-        index=index,
-        attempt=0,
-        rollout=Ref("rollouts", 0, index),
-        task="sums",
+    return rollout_scored(
+        "p.0",
+        index,
         samples=samples,
         deadline_s=100.0,
         valid=reward is not None,

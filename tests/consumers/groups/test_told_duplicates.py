@@ -2,8 +2,8 @@
 
 from consumers.groups.settings import GroupSettings
 from schemas import GroupReady, RolloutDisposed
-from streams.record import Record
-from tests.consumers.groups.test_aggregate import Stage, score
+from tests.builders import record_at
+from tests.consumers.groups.stage import Stage, score
 
 
 def crowded() -> Stage:
@@ -40,7 +40,7 @@ def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
         disposition="duplicate",
         time_s=50.0,
     )
-    stage.fold.on_own_output(told, Record("groups", 0, 0, None, b"", {}, 0.0))
+    stage.fold.on_own_output(told, record_at("groups"))
     close_another(stage)
     (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs
     assert isinstance(end.event, RolloutDisposed) and end.event.disposition == "expired"

@@ -10,9 +10,10 @@ from consumers.rewards.detokenise import Detokeniser
 from consumers.rewards.pool import VerifierPool
 from consumers.rewards.score import RewardWorker
 from consumers.rewards.settings import LengthPenalty, RepetitionPenalty, RewardSettings
-from schemas import Ref, RolloutCompleted, RolloutScored, StepCompleted, WeightSpan
+from schemas import Ref, RolloutCompleted, RolloutScored, WeightSpan
 from streams.errors import ConfigurationError, Poison
 from streams.record import Output, Record
+from tests.builders import step_completed
 
 MakeRollout = Callable[..., RolloutCompleted]
 Score = Callable[..., Awaitable[RolloutScored]]
@@ -107,7 +108,7 @@ async def test_the_score_goes_to_the_groups_partition(
     assert [(output.topic, output.key, output.cause) for output in written] == [("scores", "q.5", RECORD)]
     await worker.handle(make_rollout("3+1=4", verifier="oracle"), RECORD, emit)
     assert gauges == {"scored": 2, "without_verdict": 1}
-    step = StepCompleted(step=0, batch=0, batch_ref=Ref("batches", 0, 0), version=1, metrics={}, time_s=0.0)
+    step = step_completed(0)
     with pytest.raises(Poison, match="StepCompleted is not RolloutCompleted"):
         await worker.handle(step, RECORD, emit)
 

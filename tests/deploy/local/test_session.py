@@ -1,7 +1,6 @@
 """The broker of a run is kept alive as its services are, and outlives an outage that is not its fault."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from deploy.local.supervisor import GaveUpError
 from streams.broker import find_endpoint
 from streams.broker.endpoint import broker_pid_file
 from streams.processes.child import running_pid, stop_pid
+from tests.builders import until
 
 DEADLINE_S = 60.0
 FAILURES = 3
@@ -30,15 +30,6 @@ OVERRIDES = [
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     return load(DEMO, directory=tmp_path / "run", overrides=OVERRIDES)
-
-
-async def until(what: str, condition: Callable[[], bool]) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"waited {DEADLINE_S} s {what}") from None
 
 
 async def kill_brokers(config: RunConfig, times: int) -> None:

@@ -10,21 +10,17 @@ from learner.batch.decode import to_rollout
 from learner.model.policy import ModelShape
 from learner.router_replay.routes import NATIVE
 from schemas import (
-    EngineInfo,
     NDArray,
     PlannedSequence,
     Ref,
-    RolloutCompleted,
-    RolloutTimings,
     Routes,
-    Sampling,
     UndecodableError,
-    WeightSpan,
     decode,
     encode,
 )
 from streams.blobs.store import BlobStore
 from streams.record import Record
+from tests.builders import record_at, rollout_completed
 
 SHAPE = ModelShape(vocabulary=32, max_tokens=64, moe_layers=1, top_k=2, experts=300)
 PLANNED = PlannedSequence(
@@ -35,17 +31,16 @@ PLANNED = PlannedSequence(
 
 def record(sentinel: int) -> Record:
     routes = np.array([[[299, 0]], [[65535, 65535]], [[1, 2]]], dtype="u2")
-    event = RolloutCompleted(
-        rollout_id="p.0.0", group_id="p.0", prompt_id="p", index=0, attempt=0, producer_id="producer-0",
-        request=Ref("prompts", 0, 0), task="sums", samples=1, verifier="exact_match", reference="4", deadline_s=1.0,
-        prompt_ids=NDArray.of(np.array([1], dtype="u4")), response_ids=NDArray.of(np.array([2, 3], dtype="u4")),
-        logprobs=NDArray.of(np.zeros(2, dtype="f4")), spans=(WeightSpan(0, 0),), sampling=Sampling(max_tokens=2),
-        finish_reason="stop", engine=EngineInfo(name="e", version="0", model="m"),
-        timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=1.0), requested_s=1.0,
-        time_s=1.0,
+    event = rollout_completed(
+        "p.0",
+        0,
+        samples=1,
+        prompt_ids=NDArray.of(np.array([1], dtype="u4")),
+        response_ids=NDArray.of(np.array([2, 3], dtype="u4")),
+        logprobs=NDArray.of(np.zeros(2, dtype="f4")),
         routes=Routes(experts=300, shape=(3, 1, 2), dtype="u2", sentinel=sentinel, data=NDArray.of(routes)),
-    )  # fmt: skip
-    return Record("rollouts", 0, 0, None, encode(event), {}, 1.0)
+    )
+    return record_at("rollouts", 0, encode(event), time_s=1.0)
 
 
 def test_what_all_of_a_group_were_reaches_the_learner(tmp_path: Path) -> None:

@@ -16,23 +16,17 @@ from learner.errors import LostBatchError
 from learner.model.policy import ModelShape
 from schemas import (
     TOPICS,
-    BatchPlanned,
     DeadLetter,
-    EngineInfo,
-    GroupDropped,
     NDArray,
     PlannedSequence,
     Ref,
     RolloutCompleted,
-    RolloutTimings,
     Routes,
     Sampling,
-    WeightSpan,
     decode,
 )
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
-from streams.context import RunContext
 from streams.errors import ConfigurationError, StreamsError
 from streams.log.admin import Admin, TopicPartition, TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
@@ -40,6 +34,7 @@ from streams.log.reader import Reader
 from streams.log.tail import read_to_end
 from streams.record import Output
 from streams.runtime.service_context import ServiceContext
+from tests.builders import batch_planned, group_dropped, rollout_completed, service_of
 
 LONG = ModelShape(vocabulary=32, max_tokens=32_768, moe_layers=60, top_k=8, experts=128)
 LIMIT_MS = 10.0
@@ -50,28 +45,22 @@ FIRST_RANK = replace(SECOND_RANK, rank=0)
 
 
 def plan(batch: int, token_budget: int = 1) -> Output:
-    event = BatchPlanned(
-        batch=batch, groups=(), sequences=(), ranks=(((),), ((),)), token_budget=token_budget, time_s=0.0
-    )
+    event = batch_planned(batch, ranks=(((),), ((),)), token_budget=token_budget)
     return Output("batches", event)
 
 
 def dropped() -> Output:
-    event = GroupDropped(group_id="g", prompt_id="p", task="t", reason="stale", members=(), time_s=0.0)
+    event = group_dropped("g", prompt_id="p", reason="stale")
     return Output("batches", event)
 
 
 @pytest.fixture
 async def service(log_broker: Broker, tmp_path: Path) -> AsyncIterator[ServiceContext]:
-    context = RunContext(f"f{uuid.uuid4().hex[:8]}", tmp_path, log_broker.bootstrap, 1, (tmp_path / "blobs").as_uri())
-    await asyncio.to_thread(
-        create_topics, context.bootstrap, [TopicSpec(topic.on(context.run), 1) for topic in TOPICS.values()]
-    )
-    log = Log(LogSettings(context.bootstrap, context.run, 1), "test")
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
+    log = Log(LogSettings(log_broker.bootstrap, f"f{uuid.uuid4().hex[:8]}", 1), "test")
+    topics = [TopicSpec(topic.on(log.settings.run), 1) for topic in TOPICS.values()]
+    await asyncio.to_thread(create_topics, log_broker.bootstrap, topics)
+    async with asyncio.timeout(60), service_of(log, tmp_path, "learner") as service:
         yield service
-        service.cancel_spawned()
 
 
 async def write(service: ServiceContext, *outputs: Output) -> None:
@@ -95,20 +84,22 @@ def long_rollout(blobs: BlobStore, index: int) -> RolloutCompleted:
     first = np.random.default_rng(index).integers(0, 128, (LONG.max_tokens, LONG.moe_layers, 1), dtype=np.uint8)
     routes = (first + np.arange(LONG.top_k, dtype=np.uint8)) % np.uint8(LONG.experts)
     response = np.full(LONG.max_tokens - 1, 7, dtype="u4")
-    return RolloutCompleted(
-        rollout_id=f"p.0.{index}", group_id="p.0", prompt_id="p", index=index, attempt=0, producer_id="producer-0",
-        request=Ref("prompts", 0, 0), task="sums", samples=1, verifier="exact_match", reference="4", deadline_s=1.0,
-        prompt_ids=NDArray.of(np.array([1], dtype="u4")), response_ids=NDArray.of(response),
-        logprobs=NDArray.of(np.zeros(len(response), dtype="f4")), spans=(WeightSpan(0, 0),),
-        sampling=Sampling(max_tokens=LONG.max_tokens), finish_reason="stop",
-        engine=EngineInfo(name="e", version="0", model="m"),
-        timings=RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=1.0), requested_s=1.0,
-        time_s=1.0,
+    return rollout_completed(
+        "p.0",
+        index,
+        samples=1,
+        prompt_ids=NDArray.of(np.array([1], dtype="u4")),
+        response_ids=NDArray.of(response),
+        logprobs=NDArray.of(np.zeros(len(response), dtype="f4")),
+        sampling=Sampling(max_tokens=LONG.max_tokens),
         routes=Routes(
-            experts=LONG.experts, shape=routes.shape, dtype="u1", sentinel=255,
+            experts=LONG.experts,
+            shape=routes.shape,
+            dtype="u1",
+            sentinel=255,
             blob=blobs.put(f"routes/p.0.{index}", routes.tobytes()),
         ),
-    )  # fmt: skip
+    )
 
 
 async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceContext) -> None:
@@ -123,10 +114,7 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceConte
         )
         for event, ref in zip(events, refs, strict=True)
     )  # fmt: skip
-    planned = BatchPlanned(
-        batch=0, groups=(), sequences=sequences, ranks=((tuple(range(bodies)),),), token_budget=LONG.max_tokens,
-        time_s=0.0,
-    )  # fmt: skip
+    planned = batch_planned(0, sequences=sequences, ranks=((tuple(range(bodies)),),), token_budget=LONG.max_tokens)
     await write(service, Output("batches", planned))
     loader = BatchLoader(service, LoaderConfig(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
     watch = Watch()

@@ -6,31 +6,28 @@ from pathlib import Path
 import pytest
 
 from learner.batch.prior_steps import PriorSteps, read_prior_steps
-from schemas import Event, Ref, Rejected, StepCompleted, WeightsPublished
+from schemas import Event, Ref, Rejected
 from streams.broker import Broker
 from streams.context import RunContext
 from streams.log.clients import Log, LogSettings, Writer
 from streams.record import Output
+from tests.builders import step_completed, weights_published
 from tests.learner.service_run import PARTITIONS, make_topics
 
 
 def step(number: int, *rejected: str) -> Output:
-    event: Event = StepCompleted(
-        step=number,
+    event: Event = step_completed(
+        number,
         batch=number - 1,
         batch_ref=Ref("batches", 0, number - 1),
         version=number,
-        metrics={},
         rejected=tuple(Rejected(rollout_id=name, rollout=Ref("rollouts", 0, 0), reason="lost") for name in rejected),
-        time_s=0.0,
     )
     return Output("steps", event)
 
 
 def weights(version: int) -> Output:
-    event: Event = WeightsPublished(
-        version=version, kind="full", precision="bf16", files=(), tensors=0, parent_step=version, time_s=0.0
-    )
+    event: Event = weights_published(version)
     return Output("weights", event, key=str(version))
 
 

@@ -16,19 +16,16 @@ from learner.model.packed_row import Rollout, assign_micro_batches, filler_row, 
 from learner.model.policy import ModelShape
 from learner.router_replay.routes import NATIVE
 from schemas import (
-    EngineInfo,
     NDArray,
     PlannedSequence,
     Ref,
     RolloutCompleted,
-    RolloutTimings,
     Routes,
     Sampling,
-    WeightSpan,
     encode,
 )
 from streams.blobs.store import BlobStore
-from streams.record import Record
+from tests.builders import record_at, rollout_completed
 
 SHAPE = ModelShape(vocabulary=32, max_tokens=12, moe_layers=2, top_k=2, experts=4)
 REF = Ref("rollouts", 0, 5)
@@ -95,29 +92,13 @@ def test_every_micro_batch_is_dealt_to_one_rank(ranks: list[list[list[int]]], wo
 def completed(**changes: object) -> RolloutCompleted:
     routes = np.array([[[0, 1], [2, 3]]] * 5, dtype=np.uint8)
     routes[1, 0] = 255
-    event = RolloutCompleted(
-        rollout_id="g.0.0",
-        group_id="g.0",
-        prompt_id="g",
-        index=0,
-        attempt=0,
-        producer_id="p",
-        request=Ref("prompts", 0, 0),
-        task="t",
+    event = rollout_completed(
+        "g.0",
+        0,
         samples=8,
-        verifier="v",
-        reference="1",
-        deadline_s=0.0,
         prompt_ids=NDArray.of(np.array([1, 2], dtype=np.uint32)),
         response_ids=NDArray.of(np.array([3, 4, 5], dtype=np.uint32)),
         logprobs=NDArray.of(np.array([-1, -2, -3], dtype=np.float32)),
-        spans=(WeightSpan(0, 0),),
-        sampling=Sampling(max_tokens=8),
-        finish_reason="stop",
-        engine=EngineInfo(name="e", version="1", model="m"),
-        timings=RolloutTimings(received_s=0, started_s=0, first_token_s=0, finished_s=0),
-        requested_s=0.0,
-        time_s=0.0,
         routes=routes_of(routes),
     )
     return msgspec.structs.replace(event, **changes)
@@ -147,7 +128,7 @@ def convert(event: RolloutCompleted | bytes, tmp_path: Path, shape: ModelShape =
         oldest_version=7,
     )
     data = event if isinstance(event, bytes) else encode(event)
-    record = Record("rollouts", 0, 5, None, data, {}, 0.0)
+    record = record_at("rollouts", 5, data)
     blobs = BlobStore((tmp_path / "blobs").as_uri())
     return to_rollout(msgspec.structs.replace(planned, **changes), record, shape, blobs, batch=9)
 

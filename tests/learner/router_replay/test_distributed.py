@@ -1,11 +1,9 @@
 """Router replay under FSDP2 on two real gloo ranks, with activation checkpointing and late backward passes."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,19 +11,11 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from learner.router_replay import recorded, replayed
+from learner.router_replay import moe_routers, recorded, replayed
+from tests.learner.router_replay.tiny_families import build, random_routes, scalar, tokens
 
 RANKS = 2
 TRAINED = ("Qwen3Moe", "Mixtral", "Olmoe", "DeepseekV3")
-
-
-def tiny_models() -> ModuleType:
-    """The builders of test_replay, next to this file; tests are no package."""
-    spec = importlib.util.spec_from_file_location("test_replay", Path(__file__).with_name("test_replay.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def sharded(model: Any, **policy: Any) -> Any:
@@ -34,24 +24,24 @@ def sharded(model: Any, **policy: Any) -> Any:
     return fully_shard(model, mp_policy=MixedPrecisionPolicy(**policy))
 
 
-def check_gradients(tiny: ModuleType, family: str, rank: int) -> None:
+def check_gradients(family: str, rank: int) -> None:
     """Two micro-batches a rank, each rank its own routes; the gradient is the mean over ranks of the plain model's."""
-    plain, model = tiny.build(family), tiny.build(family)
+    plain, model = build(family), build(family)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     sharded(model)
-    layers = len(tiny.moe_routers(plain))
+    layers = len(moe_routers(plain))
 
     def share(of_rank: int, part: int) -> tuple[torch.Tensor, torch.Tensor]:
         seed = 10 * of_rank + part
-        return tiny.tokens(seed=seed), tiny.random_routes(14, layers, seed=seed)
+        return tokens(seed=seed), random_routes(14, layers, seed=seed)
 
     flips = []
     for of_rank in range(RANKS):
         for part in range(2):
             ids, routes = share(of_rank, part)
             with replayed(plain, routes) as replay:
-                loss = tiny.scalar(plain(ids).logits) / RANKS
+                loss = scalar(plain(ids).logits) / RANKS
             torch.autograd.backward(loss)
             if of_rank == rank:
                 flips.append(replay.flips())
@@ -59,7 +49,7 @@ def check_gradients(tiny: ModuleType, family: str, rank: int) -> None:
     for part in range(2):
         ids, routes = share(rank, part)
         with replayed(model, routes) as replay:
-            losses.append(tiny.scalar(model(ids).logits))
+            losses.append(scalar(model(ids).logits))
         assert replay.flips().flipped.tolist() == flips[part].flipped.tolist()
         assert replay.flips().share > 0.2
     for loss in losses:
@@ -72,25 +62,25 @@ def check_gradients(tiny: ModuleType, family: str, rank: int) -> None:
         torch.testing.assert_close(got.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
-def check_own_routes(tiny: ModuleType, family: str, experts: str, precision: str) -> None:
+def check_own_routes(family: str, experts: str, precision: str) -> None:
     """Replay of the routes that the sharded model itself has chosen: logits and gradients to the last bit."""
     policy = {} if precision == "f32" else {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}
-    model = sharded(tiny.build(family, experts), **policy)
+    model = sharded(build(family, experts), **policy)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
 
     def gradients(logits: torch.Tensor) -> list[torch.Tensor | None]:
-        torch.autograd.backward(tiny.scalar(logits))
+        torch.autograd.backward(scalar(logits))
         found = [None if p.grad is None else p.grad.full_tensor().clone() for p in model.parameters()]
         # Now, and not before the next backward pass: between a forward pass and that FSDP2 shows the whole parameters.
         model.zero_grad()
         return found
 
     with recorded(model) as record:
-        native = model(tiny.tokens()).logits
+        native = model(tokens()).logits
     expected = gradients(native)
     with replayed(model, record.routes) as replay:
-        again = model(tiny.tokens()).logits
+        again = model(tokens()).logits
     case = f"{family}, {experts}, {precision}"
     assert native.dtype == (torch.float32 if precision == "f32" else torch.bfloat16)
     assert torch.equal(native, again), case
@@ -101,18 +91,18 @@ def check_own_routes(tiny: ModuleType, family: str, experts: str, precision: str
         )
     # What was compared depends on the routes: another token's give other logits.
     with replayed(model, record.routes.roll(1, 0)):
-        assert not torch.equal(model(tiny.tokens()).logits, native), case
+        assert not torch.equal(model(tokens()).logits, native), case
 
 
 def worker() -> None:
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=os.environ["MEETING_POINT"], rank=rank, world_size=RANKS)
-    tiny = tiny_models()
+
     for family in TRAINED:
-        check_gradients(tiny, family, rank)
+        check_gradients(family, rank)
         for experts in ("eager", "grouped_mm"):
             for precision in ("f32", "bf16"):
-                check_own_routes(tiny, family, experts, precision)
+                check_own_routes(family, experts, precision)
     dist.destroy_process_group()
 
 

@@ -1,102 +1,27 @@
 """Router replay on tiny stock transformers models, against the native pass and against layers written out by hand."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import checkpoint
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # third-party, at import
-    import transformers
 
 from learner.router_replay import moe_routers, recorded, replayed
-
-EXPERTS, TOP_K, VOCAB = 8, 2, 32
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_experts_per_tok": TOP_K,
-    "use_cache": False,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-}
-SMALL = {"moe_intermediate_size": 16, "head_dim": 16}
-DEEPSEEK = {
-    "moe_intermediate_size": 16,
-    "n_routed_experts": EXPERTS,
-    "n_group": 4,
-    "topk_group": 2,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "routed_scaling_factor": 2.5,
-}
-MLA = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "Qwen3Moe": {**SMALL, "num_experts": EXPERTS, "norm_topk_prob": True},
-    "Qwen2Moe": {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": EXPERTS},
-    "Mixtral": {"num_local_experts": EXPERTS},
-    "Olmoe": {"num_experts": EXPERTS, "norm_topk_prob": False},
-    "DeepseekV3": {**DEEPSEEK, **MLA},
-    "Glm4Moe": {**SMALL, **DEEPSEEK},
-}
-
-
-def build(family: str, experts: str = "eager", seed: int = 0, **changes: Any) -> Any:
-    torch.manual_seed(seed)
-    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family], **changes})
-    config._experts_implementation = experts
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    for router in moe_routers(model):  # the stock initialisation is so small that all experts tie
-        gate: Any = router.module
-        nn.init.normal_(gate.weight)
-        bias = getattr(gate, "e_score_correction_bias", None)
-        if bias is not None:
-            nn.init.normal_(bias, std=0.2)
-    return model
-
-
-def tokens(batch: int = 2, length: int = 7, seed: int = 1) -> Tensor:
-    return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def random_routes(count: int, layers: int, seed: int = 2) -> Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return torch.rand(count, layers, EXPERTS, generator=g).argsort(-1)[..., :TOP_K]
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    torch.autograd.backward(loss)
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
-
-
-def scalar(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.float(), -1)[..., 5].mean()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from tests.learner.router_replay.tiny_families import (
+    EXPERTS,
+    FAMILIES,
+    SHAPE,
+    TOP_K,
+    assert_same,
+    build,
+    gradients,
+    random_routes,
+    scalar,
+    tokens,
+)
 
 # --- native and replayed ----------------------------------------------------------------------------------------------
 
@@ -286,72 +211,6 @@ def test_the_innermost_context_routes_and_nothing_is_left_behind() -> None:
             model(tokens())
         assert torch.equal(model(tokens()).logits, native)
     assert not any(module._forward_hooks for module in model.modules())
-
-
-# --- activation checkpointing -----------------------------------------------------------------------------------------
-
-
-def checkpointed(how: str, model: Any) -> None:
-    if how == "wrapper":
-        for index, layer in enumerate(model.model.layers):
-            model.model.layers[index] = checkpoint_wrapper(layer)
-    elif how != "none":
-        model.activation_checkpointing_enable({"use_reentrant": how == "reentrant"})
-    model.train()
-
-
-def plain_names(grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in grads.items()}
-
-
-@pytest.mark.parametrize("how", ["non-reentrant", "reentrant", "wrapper"])
-@pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral", "Olmoe", "DeepseekV3"])
-def test_recomputation_sees_the_routes_of_its_own_forward_pass(how: str, family: str) -> None:
-    """Two micro-batches; both backward passes run late, one inside a third replay of yet another length."""
-    plain, model = build(family), build(family)
-    checkpointed("none", plain)
-    checkpointed(how, model)
-    layers = len(moe_routers(model))
-    first, second, other = (random_routes(14, layers, seed=s) for s in (5, 6, 7))
-    expected: dict[str, Any] = {}
-    for routes in (first, second):
-        with replayed(plain, routes):
-            for name, grad in gradients(plain, scalar(plain(tokens()).logits)).items():
-                expected[name] = expected.get(name, 0) + grad
-    losses = []
-    for routes in (first, second):
-        with replayed(model, routes) as replay:
-            losses.append(scalar(model(tokens()).logits))
-    model.zero_grad()
-    with replayed(model, other[:9]) as busy:
-        torch.autograd.backward(losses[0])
-    torch.autograd.backward(losses[1])
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert_same(plain_names(grads), expected)
-    assert busy.flips().decisions.sum() == 0
-    assert replay.flips().decisions.tolist() == [14] * layers
-
-
-def test_a_checkpoint_of_ones_own_is_bound_by_hand() -> None:
-    plain, model = build("Qwen3Moe"), build("Qwen3Moe")
-    routes = random_routes(14, 3)
-    with replayed(plain, routes):
-        expected = gradients(plain, scalar(plain(tokens()).logits))
-    with replayed(model, routes) as replay:
-        whole = replay.bind(model, lambda ids: model(ids, use_cache=False).logits)
-        loss = scalar(checkpoint(whole, tokens(), use_reentrant=False))
-    assert_same(gradients(model, loss), expected)
-
-
-def test_a_recording_is_of_the_forward_pass_alone() -> None:
-    model = build("Qwen3Moe")
-    checkpointed("non-reentrant", model)
-    with recorded(model) as record:
-        first = scalar(model(tokens(seed=8)).logits)
-        scalar(model(tokens(seed=9)).logits)
-        routes = record.routes.clone()
-        torch.autograd.backward(first)
-        assert torch.equal(record.routes, routes)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

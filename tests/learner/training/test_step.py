@@ -1,7 +1,6 @@
 """Steps on real process groups: exact means, any number of ranks, the same bits twice, every way of routing."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from learner.model.policy import load_model
 from learner.settings import LearnerSettings
 from learner.training.schedule import learning_rate
+from tests.learner import rank_trainer
 from tests.learner.settings import learner_settings
 
 
@@ -41,10 +41,10 @@ def test_one_rank_learns_what_two_do(
 
 
 def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
-    learner_directory: Path, two_ranks: list[dict[str, Any]], rank_program: ModuleType
+    learner_directory: Path, two_ranks: list[dict[str, Any]]
 ) -> None:
     model: Any = load_model(learner_directory / "model", LearnerSettings(model="m", attention="sdpa"))
-    drawn = rank_program.sequences(0)
+    drawn = rank_trainer.sequences(0)
     for rollout in drawn:
         logits = model(rollout.tokens.unsqueeze(0), use_cache=False).logits[0].log_softmax(-1)
         positions = torch.arange(rollout.prompt_tokens - 1, len(rollout.tokens) - 1)

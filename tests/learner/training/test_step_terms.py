@@ -1,7 +1,6 @@
 """The KL term and the shaping of unanimous groups in real steps of two ranks, against one plain model."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from learner.model.policy import load_model
 from learner.router_replay import replayed
 from learner.settings import LearnerSettings
 from learner.training.step import Trainer
+from tests.learner import rank_trainer
 
 
 def plain(directory: Path, weights: Path | None = None) -> Any:
@@ -34,12 +34,10 @@ def response(model: Any, rollout: Rollout) -> tuple[Tensor, Tensor]:
     return logp.gather(1, rollout.tokens[rollout.prompt_tokens :, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
 
 
-def test_kl_to_the_model_the_run_began_with(
-    learner_directory: Path, two_ranks: list[dict[str, Any]], rank_program: ModuleType
-) -> None:
+def test_kl_to_the_model_the_run_began_with(learner_directory: Path, two_ranks: list[dict[str, Any]]) -> None:
     reference, policy = plain(learner_directory), plain(learner_directory, learner_directory / "kl.safetensors")
     each = []
-    rollouts = rank_program.sequences(1)
+    rollouts = rank_trainer.sequences(1)
     with torch.no_grad():
         for rollout in rollouts:
             native = torch.full((len(rollout.tokens), 2, 2), -1, dtype=torch.int16)
@@ -63,10 +61,10 @@ def test_kl_to_the_model_the_run_began_with(
 
 @pytest.mark.parametrize("old", ["proximal", "rollout"])
 def test_unanimous_groups_are_trained_on_by_entropy(
-    old: str, learner_directory: Path, two_ranks: list[dict[str, Any]], rank_program: ModuleType
+    old: str, learner_directory: Path, two_ranks: list[dict[str, Any]]
 ) -> None:
     model = plain(learner_directory)
-    drawn = [rank_program.unanimous(rollout) for rollout in rank_program.sequences(0)]
+    drawn = [rank_trainer.unanimous(rollout) for rollout in rank_trainer.sequences(0)]
     for rollout in drawn:
         logp, entropy = response(model, rollout)
         entropy = entropy.detach()

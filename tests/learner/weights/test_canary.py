@@ -12,20 +12,17 @@ from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings
 from learner.weights.canary import CanaryWatch, choose, score
 from schemas import Canary, NDArray, WeightsApplied, WeightsPublished
-from streams.record import Record
+from tests.builders import record_at, weights_published
 
 Word = WeightsPublished | WeightsApplied
 
-RECORD = Record("applied", 0, 0, None, b"", {}, 0.0)
+RECORD = record_at("applied")
 OWN = np.full((2, 3), -2.0, np.float32)
 
 
 def published(version: int, logprobs: np.ndarray = OWN) -> WeightsPublished:
     ids = NDArray.of(np.zeros((logprobs.shape[0], logprobs.shape[1] + 1), np.uint32))
-    return WeightsPublished(
-        version=version, kind="full", precision="bf16", files=(), tensors=0, parent_step=version, time_s=0.0,
-        canary=Canary(token_ids=ids, logprobs=NDArray.of(logprobs)),
-    )  # fmt: skip
+    return weights_published(version, canary=Canary(token_ids=ids, logprobs=NDArray.of(logprobs)))
 
 
 def applied(version: int, off: float, producer: str = "p") -> WeightsApplied:

@@ -10,10 +10,11 @@ from torch import Tensor
 from learner.errors import ModelError
 from learner.settings import LearnerSettings, PublishSettings
 from learner.weights import Publication, Wire, as_stored
-from schemas import WeightFile, WeightsPublished
+from schemas import WeightFile
 from streams.blobs.store import BlobStore
 from streams.weights import Held, advance, fetch_anchor, read_file, state_digest, tensor_digest
 from streams.weights.blocks import to_fp8
+from tests.builders import weights_published
 
 Weights = dict[str, Tensor]
 
@@ -47,11 +48,15 @@ class Reader:
             WeightFile(name=path.name, blob=self.blobs.put_file(f"v{published.version}/{path.name}", path))
             for path in published.paths
         )
-        event = WeightsPublished(
-            version=published.version, kind=published.kind, precision="bf16", files=files, tensors=published.tensors,
-            parent_step=published.version, time_s=0.0, base_version=published.base_version, digest=published.digest,
+        event = weights_published(
+            published.version,
+            kind=published.kind,
+            files=files,
+            tensors=published.tensors,
+            base_version=published.base_version,
+            digest=published.digest,
             base_digest=published.base_digest,
-        )  # fmt: skip
+        )
         place = self.directory / f"held-{published.version}"
         if published.kind == "full":
             self.held = fetch_anchor(self.blobs, event, place)

@@ -12,15 +12,14 @@ from producers.dispatcher.sources import JsonlSource
 from schemas import BlobRef, WeightsPublished
 from streams.blobs.store import BlobStore
 from streams.record import Output
+from tests.builders import weights_published
 
 HOUR_S = 3600
 
 
 def published(version: int, kind: Literal["full", "delta"] = "full") -> WeightsPublished:
     base: dict[str, Any] = {} if kind == "full" else {"base_version": version - 1, "base_digest": "b", "digest": "d"}
-    return WeightsPublished(
-        version=version, kind=kind, precision="bf16", files=(), tensors=0, parent_step=version, time_s=0, **base
-    )
+    return weights_published(version, kind=kind, **base)
 
 
 def going(needed: Needed, versions: int = 12) -> list[int]:

@@ -1,7 +1,6 @@
 """The dispatcher's pure state against a small world that drops, batches, trains and kills."""
 
 import random
-from collections.abc import Sequence
 
 import msgspec
 from hypothesis import given, settings
@@ -10,145 +9,27 @@ from hypothesis import strategies as st
 from producers.dispatcher.admission import Admission
 from producers.dispatcher.curriculum import UniformCurriculum
 from producers.dispatcher.dispatch import Dispatch
-from producers.dispatcher.evaluations import Evaluations, WeightVersions
+from producers.dispatcher.evaluations import WeightVersions
 from producers.dispatcher.length_estimator import LengthEstimate
 from producers.dispatcher.settings import DispatcherSettings
-from producers.dispatcher.sources import JsonlSource, Prompt
+from producers.dispatcher.sources import JsonlSource
 from schemas import (
-    BatchPlanned,
     DeadLetter,
-    Event,
-    GroupDropped,
-    GroupEvaluated,
-    GroupReady,
     GroupRequested,
-    Member,
     Ref,
-    StepCompleted,
-    WeightsApplied,
-    WeightsPublished,
     encode,
 )
-
-
-def prompts(count: int, task: str = "t") -> list[Prompt]:
-    return [
-        Prompt.of(task=task, verifier="exact_match", reference=str(i), text=f"{task}{i}=", origin=f"line {i}")
-        for i in range(count)
-    ]
-
-
-def configured(**values: object) -> DispatcherSettings:
-    return DispatcherSettings(**({"source": JsonlSource(path="unused")} | values))  # type: ignore[arg-type]
-
-
-def ready(request: GroupRequested, tokens: int = 5) -> GroupReady:
-    member = Member(rollout_id="r", rollout=Ref("rollouts", 0, 0), response_tokens=tokens)
-    return GroupReady(
-        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, members=(member,),
-        reward_mean=0.5, reward_std=0.5, time_s=0, deadline_s=request.deadline_s,
-    )  # fmt: skip
-
-
-def dropped(request: GroupRequested) -> GroupDropped:
-    return GroupDropped(
-        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, reason="zero_variance",
-        members=(), time_s=0,
-    )  # fmt: skip
-
-
-def evaluated(request: GroupRequested) -> GroupEvaluated:
-    assert request.evaluation is not None
-    return GroupEvaluated(
-        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, members=(), time_s=0,
-        evaluation=request.evaluation,
-    )  # fmt: skip
-
-
-def planned(batch: int, groups: Sequence[str]) -> BatchPlanned:
-    return BatchPlanned(batch=batch, groups=tuple(groups), sequences=(), ranks=(), token_budget=1, time_s=0)
-
-
-def completed(batch: int) -> StepCompleted:
-    return StepCompleted(
-        step=batch, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0
-    )
-
-
-def published(version: int) -> WeightsPublished:
-    return WeightsPublished(
-        version=version, kind="full", precision="bf16", files=(), tensors=0, parent_step=version, time_s=0
-    )
-
-
-def applied(producer: str, version: int) -> WeightsApplied:
-    return WeightsApplied(producer_id=producer, version=version, time_s=0)
-
-
-def started(dispatch: Dispatch) -> Dispatch:
-    dispatch.rebuilt()
-    return dispatch
-
-
-def of(requests: Sequence[GroupRequested], purpose: str) -> list[GroupRequested]:
-    return [request for request in requests if request.purpose == purpose]
-
-
-class World:
-    """Everything that other services would write, by topic, as a log."""
-
-    def __init__(self, rng: random.Random, groups_per_batch: int) -> None:
-        self.rng = rng
-        self.size = groups_per_batch
-        self.log: dict[str, list[Event]] = {"prompts": [], "groups": [], "batches": [], "steps": [], "weights": []}
-        self.open: list[GroupRequested] = []
-        self.complete: list[GroupRequested] = []
-        self.untrained: list[int] = []
-        self.slots = 0
-
-    def request(self, requests: Sequence[GroupRequested]) -> None:
-        self.log["prompts"] += requests
-        self.open += requests
-        self.slots += len(of(requests, "train"))
-
-    def step(self) -> list[Event]:
-        """One thing happens; what was written."""
-        events: list[Event] = []
-        if self.open and self.rng.random() < 0.7:
-            request = self.open.pop(self.rng.randrange(len(self.open)))
-            if request.purpose == "evaluate":
-                events = [evaluated(request)]
-            elif self.rng.random() < 0.4:
-                events = [dropped(request)]
-                self.slots -= 1
-            else:
-                events = [ready(request)]
-                self.complete.append(request)
-            self.log["groups"] += events
-        elif len(self.complete) >= self.size:
-            batch, self.complete = self.complete[: self.size], self.complete[self.size :]
-            number = len(self.log["batches"])
-            events = [planned(number, [request.group_id for request in batch])]
-            self.log["batches"] += events
-            self.untrained.append(number)
-        elif self.untrained:
-            number = self.untrained.pop(0)
-            events = [completed(number), published(number + 1)]
-            self.log["steps"].append(events[0])
-            self.log["weights"].append(events[1])
-            self.slots -= self.size
-        return events
-
-    def replayed(self) -> list[Event]:
-        """The whole log; each topic in its order, the topics interleaved in any way."""
-        rest = {name: list(events) for name, events in self.log.items() if events}
-        merged: list[Event] = []
-        while rest:
-            name = self.rng.choice(sorted(rest))
-            merged.append(rest[name].pop(0))
-            if not rest[name]:
-                del rest[name]
-        return merged
+from tests.builders import step_completed, weights_published
+from tests.producers.dispatcher.world import (
+    World,
+    configured,
+    dropped,
+    of,
+    planned,
+    prompts,
+    ready,
+    started,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -280,7 +161,7 @@ def test_no_training_prompt_beyond_the_last_planned_batch() -> None:
     dispatch.on_event(planned(0, [first.group_id, second.group_id]))
     dispatch.on_event(dropped(fourth))
     assert dispatch.due(2.0) == [] and not dispatch.finished()
-    dispatch.on_event(completed(0))
+    dispatch.on_event(step_completed(0))
     assert dispatch.due(3.0) == [] and dispatch.admission.outstanding == 1
     assert dispatch.finished() and dispatch.waiting() == []
 
@@ -293,83 +174,19 @@ def test_a_batch_that_somebody_else_wrote_does_not_end_the_asking() -> None:
         dispatch.on_event(ready(request))
         dispatch.on_event(planned(number, [request.group_id]))
         dispatch.on_event(planned(4000, ["stranger"]))
-        dispatch.on_event(completed(number))
-        dispatch.on_event(published(number + 1))
+        dispatch.on_event(step_completed(number))
+        dispatch.on_event(weights_published(number + 1))
     assert len(dispatch.due(0.0)) == 1
 
 
 def test_requests_carry_what_was_configured_and_the_newest_weights() -> None:
     setup = configured(samples=4, group_timeout_s=50.0)
     dispatch = Dispatch(setup, prompts(3), [], run_seed=0)
-    dispatch.on_event(published(7))
-    dispatch.on_event(published(6))
+    dispatch.on_event(weights_published(7))
+    dispatch.on_event(weights_published(6))
     request = started(dispatch).due(1000.0)[0]
     assert (request.samples, request.deadline_s, request.time_s, request.version) == (4, 1050.0, 1000.0, 7)
     assert request.sampling.max_tokens == 1024 and request.prompt is not None and request.purpose == "train"
-
-
-def test_held_back_rounds_come_first_then_every_so_many_steps_and_last() -> None:
-    setup = configured(groups_per_batch=1, max_staleness=0, evaluate_every=2, evaluate_samples=3, max_steps=5)
-    dispatch = started(Dispatch(setup, prompts(4), prompts(2, "held"), run_seed=0))
-    rounds: dict[int, int] = {}
-    requests = dispatch.due(0.0)
-    assert [r.purpose for r in requests] == ["evaluate", "evaluate", "train"]
-    assert all(r.samples == 3 for r in of(requests, "evaluate"))
-    for batch in range(5):
-        (training,) = of(requests, "train")
-        rounds |= {r.evaluation: batch for r in of(requests, "evaluate") if r.evaluation is not None}
-        dispatch.on_event(ready(training))
-        dispatch.on_event(planned(batch, [training.group_id]))
-        dispatch.on_event(completed(batch))
-        dispatch.on_event(published(batch + 1))
-        requests = dispatch.due(float(batch))
-    assert rounds == {0: 0, 2: 2, 4: 4} and requests != []
-    assert {r.evaluation for r in requests} == {5}, "no producer is known, so nobody is waited for"
-    assert dispatch.due(100.0) == [], "a round is asked for once"
-
-
-def last_round(producers: dict[str, int], newest: int) -> Dispatch:
-    setup = configured(groups_per_batch=1, evaluate_every=0, max_steps=1, final_evaluation_wait_s=30.0)
-    dispatch = Dispatch(setup, prompts(4), prompts(2, "held"), run_seed=0)
-    started(dispatch).due(0.0)
-    for event in (planned(0, ()), completed(0), published(newest)):
-        dispatch.on_event(event)
-    for producer, version in producers.items():
-        dispatch.on_event(applied(producer, version))
-    return dispatch
-
-
-def test_the_last_round_waits_for_every_producer_to_hold_the_last_weights() -> None:
-    dispatch = last_round({"producer-0": 0, "producer-1": 1}, newest=1)
-    assert dispatch.due(10.0) == []
-    assert dispatch.waiting() == ["for weights 1 to be applied by producer-0 before the last held-back round"]
-    dispatch.on_event(applied("producer-0", 1))
-    requests = dispatch.due(11.0)
-    assert [r.evaluation for r in requests] == [1, 1] and {r.visit for r in requests} == {1}
-    assert dispatch.notes() == [] and not dispatch.finished()
-    # Two of round 0 are outstanding as well.
-    for prompt, visit in ((request.prompt_id, visit) for request in requests for visit in (0, 1)):
-        assert not dispatch.finished()
-        dispatch.on_event(evaluated(msgspec.structs.replace(requests[0], group_id=f"{prompt}.{visit}")))
-    assert dispatch.finished()
-
-
-def test_the_last_round_does_not_wait_for_ever() -> None:
-    dispatch = last_round({"producer-0": 0}, newest=0)
-    assert dispatch.due(10.0) == [] and dispatch.next_time_s() == 40.0
-    requests = dispatch.due(40.0)
-    assert [r.evaluation for r in requests] == [1, 1]
-    (note,) = dispatch.notes()
-    assert "weights 1 are not applied (the newest published are 0) after 30 s" in note
-
-
-def test_a_round_that_a_crash_cut_in_two_is_completed_and_a_missed_one_skipped() -> None:
-    rounds = Evaluations(["a", "b", "c"], every=2, max_steps=None)
-    rounds.visited("a", 0)
-    rounds.requested(0, "a")
-    assert rounds.due(1, False) == (0, [("b", 0), ("c", 0)])
-    assert Evaluations(["a"], every=0, max_steps=9).due(5, False) is None
-    assert rounds.due(7, False) == (6, [("a", 1), ("b", 0), ("c", 0)])
 
 
 def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> None:
@@ -415,7 +232,7 @@ def test_longest_first_once_lengths_are_known() -> None:
     for request in first:
         dispatch.on_event(ready(request, lengths[request.prompt_id]))
     dispatch.on_event(planned(0, [request.group_id for request in first]))
-    dispatch.on_event(completed(0))
+    dispatch.on_event(step_completed(0))
     second = dispatch.due(1.0)
     assert [request.predicted_tokens for request in second] == [40, 21, 7, 3]
     assert all(lengths[request.prompt_id] == request.predicted_tokens for request in second)

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from producers.dispatcher.dispatch import Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource, Prompt
-from schemas import BatchPlanned, Event, GroupReady, Member, Ref, StepCompleted, WeightsApplied, WeightsPublished
+from schemas import Event, Member, Ref, WeightsApplied
+from tests.builders import batch_planned, group_ready, step_completed, weights_published
 
 BATCHES, GROUPS = 6, 2
 
@@ -20,12 +21,8 @@ def prompts() -> list[Prompt]:
 def trained(batch: int) -> tuple[Event, ...]:
     """What the learner and a producer write about a batch."""
     return (
-        StepCompleted(
-            step=batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1, metrics={}, time_s=0
-        ),
-        WeightsPublished(
-            version=batch + 1, kind="full", precision="bf16", files=(), tensors=0, parent_step=batch + 1, time_s=0
-        ),
+        step_completed(batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1),
+        weights_published(batch + 1),
         WeightsApplied(producer_id="producer-0", version=batch + 1, time_s=0),
     )
 
@@ -43,13 +40,10 @@ def asked_for(repeats: dict[int, int]) -> list[tuple[str, int | None]]:
             ready.append(request.group_id)
             member = Member(rollout_id="r", rollout=Ref("rollouts", 0, 0), response_tokens=5)
             dispatch.on_event(
-                GroupReady(
-                    group_id=request.group_id, prompt_id=request.prompt_id, task="t", members=(member,),
-                    reward_mean=0.5, reward_std=0.5, time_s=0, deadline_s=request.deadline_s,
-                )
+                group_ready(request.group_id, member, prompt_id=request.prompt_id, deadline_s=request.deadline_s)
             )  # fmt: skip
         groups, ready = tuple(ready[:GROUPS]), ready[GROUPS:]
-        dispatch.on_event(BatchPlanned(batch=batch, groups=groups, sequences=(), ranks=(), token_budget=1, time_s=0))
+        dispatch.on_event(batch_planned(batch, groups=groups))
         for event in trained(batch):
             dispatch.on_event(event)
         for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):

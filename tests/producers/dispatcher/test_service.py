@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,22 @@ import pytest
 from producers.dispatcher.service import load_prompts, main
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource, SourceError
-from schemas import DeadLetter, Event, GroupDropped, GroupRequested, Ref, encode
-from streams.broker import Broker, BrokerSettings, open_broker
-from streams.broker.jars import kafka_obstacle
+from schemas import DeadLetter, Event, GroupRequested, Ref, encode
+from streams.broker import Broker
 from streams.errors import FencedError
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
+from tests.brokers import KAFKA
+from tests.builders import group_dropped
 
 Found = list[tuple[Event, Record]]
 
 
-@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def log_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+@pytest.fixture(params=["embedded", KAFKA])
+def log_broker(request: pytest.FixtureRequest) -> Broker:
     """Both local brokers: what is transactional here must be so on the broker that production runs on."""
-    settings = BrokerSettings(kind=request.param, ephemeral=request.param == "embedded", heap_mib=512)
-    if request.param == "kafka" and (obstacle := kafka_obstacle(settings)) is not None:
-        pytest.skip(f"Apache Kafka cannot run: {obstacle}")
-    with open_broker(settings, tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
+    found: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return found
 
 
 def source(path: Path, count: int, prefix: str = "") -> JsonlSource:
@@ -57,10 +54,9 @@ def requests(found: Found) -> list[GroupRequested]:
 
 
 def drop(request: GroupRequested) -> Output:
-    event = GroupDropped(
-        group_id=request.group_id, prompt_id=request.prompt_id, task=request.task, reason="expired", members=(),
-        time_s=time.time(),
-    )  # fmt: skip
+    event = group_dropped(
+        request.group_id, prompt_id=request.prompt_id, task=request.task, reason="expired", time_s=time.time()
+    )
     return Output("groups", event, key=request.group_id)
 
 

@@ -19,7 +19,8 @@ from producers.rollouts.settings import ProducerSettings
 from schemas import EngineInfo, GroupRequested, Message, Ref, RolloutCompleted, Sampling, WeightSpan, decode, encode
 from streams.blobs.store import BlobStore
 from streams.errors import ConfigurationError, Poison
-from streams.record import Output, Record
+from streams.record import Output
+from tests.builders import group_requested, record_at
 
 MODEL = Path(__file__).parents[3] / "models" / "tiny-moe"
 TEMPLATE = (
@@ -29,11 +30,16 @@ TEMPLATE = (
 
 
 def request(group: str = "g.0", samples: int = 4) -> GroupRequested:
-    return GroupRequested(
-        group_id=group, prompt_id="g", visit=0, sequence=0, task="sums", samples=samples,
-        sampling=Sampling(max_tokens=64), verifier="exact_match", reference="3", time_s=1.0, deadline_s=1e10,
+    return group_requested(
+        group,
+        prompt_id="g",
+        samples=samples,
+        sampling=Sampling(max_tokens=64),
+        reference="3",
+        time_s=1.0,
+        deadline_s=1e10,
         prompt="1+2=",
-    )  # fmt: skip
+    )
 
 
 def generation(tokens: int = 3, prompt: int = 4, layers: int = 3, dtype: type = np.uint8) -> Generation:
@@ -159,12 +165,12 @@ def test_building_and_encoding_a_rollout_is_cheap() -> None:
 async def test_what_a_predecessor_wrote_is_not_generated_again(run: Any) -> None:
     started_s = time.time() + 1
     await run.write(*(Output("rollouts", event(f"g.{i % 2}", i), key=f"g.{i % 2}") for i in range(5)))
-    old = Record("prompts", 0, 0, None, b"", {}, time.time())
+    old = record_at("prompts", 0, time_s=time.time())
     resumed = ResumedGroups(run.context, started_s)
     assert await resumed.written(request("g.0"), old) == {0, 2, 4}
     assert await resumed.written(request("g.1"), old) == {1, 3}
     assert await resumed.written(request("g.7"), old) == set()
-    new = Record("prompts", 0, 9, None, b"", {}, started_s)
+    new = record_at("prompts", 9, time_s=started_s)
     assert await resumed.written(request("g.0"), new) == set(), (
         "a request made after the start was never in hand before"
     )

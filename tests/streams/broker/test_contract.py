@@ -13,114 +13,18 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.errors import ProducerFenced
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from streams.broker import Broker, BrokerSettings, open_broker
-from streams.broker.jars import kafka_obstacle
-from streams.broker.local import LocalBroker
-from streams.log.admin import Admin, Committed, TopicSpec, create_topics
+from streams.broker import Broker
+from streams.log.admin import Admin, Committed
 from streams.processes.child import Child
+from tests.streams.broker.contract import SESSION_MS, MakeTopic, consuming, patience_s, producing, read
 
 pytestmark = pytest.mark.timeout(180)
-
-GAPS: dict[tuple[str, str], tuple[type[Exception] | tuple[type[Exception], ...], str]] = {
-    ("embedded", "test_an_abandoned_transaction_is_aborted"): (
-        TimeoutError,
-        "transaction.timeout.ms is not enforced",
-    ),
-    ("embedded", "test_a_reader_goes_on_after_an_aborted_transaction"): (
-        TimeoutError,
-        "a fetch that begins behind an aborted transaction still lists it, so that clients drop the same producer's "
-        "committed records",
-    ),
-    ("embedded", "test_a_crashed_group_member_is_replaced"): (
-        TimeoutError,
-        "a member that stops its heartbeats never expires",
-    ),
-    ("embedded", "test_kill_9_keeps_what_was_acknowledged"): (
-        # The topic itself is gone, or a part of its records.
-        (AssertionError, TimeoutError),
-        "state is written once a second and never synced",
-    ),
-    ("embedded", "test_a_zombie_is_fenced_across_a_restart"): (
-        (AssertionError, TimeoutError),
-        "producer epochs are forgotten at restart",
-    ),
-}
-
-# The shortest that each kind takes: the embedded broker refuses less than Kafka's default minimum.
-SESSION_MS = {"kafka": 1500, "embedded": 6000, "external": 6000}
-
-MakeTopic = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def known_gaps(request: pytest.FixtureRequest) -> None:
-    callspec = getattr(request.node, "callspec", None)
-    kind = str(next(iter(callspec.params.values()))) if callspec is not None else ""
-    if gap := GAPS.get((kind, request.node.originalname)):
-        error, reason = gap
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason, raises=error))
-
-
-@pytest.fixture(scope="module", params=["kafka", "embedded"])
-def mortal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
-    """A running local broker that the tests of this module may stop and kill; they leave it running."""
-    settings = BrokerSettings(kind=request.param, ephemeral=True)
-    if request.param == "kafka" and (obstacle := kafka_obstacle(settings)) is not None:
-        pytest.skip(f"Apache Kafka cannot run: {obstacle}")
-    with open_broker(settings, tmp_path_factory.mktemp("mortal")) as broker:
-        assert isinstance(broker, LocalBroker)
-        yield broker
-
-
-@contextlib.asynccontextmanager
-async def producing(bootstrap: str, **settings: Any) -> AsyncIterator[Any]:
-    """A started producer with the project's guarantees; stopped at the end even when the broker is gone."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True, **settings)
-    try:
-        await asyncio.wait_for(producer.start(), 20)
-        yield producer
-    finally:
-        with contextlib.suppress(KafkaError, TimeoutError):
-            await asyncio.wait_for(producer.stop(), 10)
-        # Where stopping ends in the error of a fenced producer, it leaves connections open, which whoever collects them
-        # complains about: another test, or the end of them all.
-        with contextlib.suppress(KafkaError, TimeoutError):
-            await asyncio.wait_for(producer.client.close(), 10)
-
-
-@contextlib.asynccontextmanager
-async def consuming(bootstrap: str, *topics: str, **settings: Any) -> AsyncIterator[Any]:
-    """A started read_committed consumer from the earliest offset, without automatic commits."""
-    defaults = {"isolation_level": "read_committed", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
-    consumer = AIOKafkaConsumer(*topics, bootstrap_servers=bootstrap, **(defaults | settings))
-    try:
-        await asyncio.wait_for(consumer.start(), 20)
-        yield consumer
-    finally:
-        await asyncio.wait_for(consumer.stop(), 40)
-
-
-def patience_s(broker: Broker, gap_s: float) -> float:
-    """How long to wait for what `broker` is to do: `gap_s` where it is known not to, and else for a busy machine."""
-    return gap_s if broker.kind == "embedded" else 40.0
-
-
-async def read(bootstrap: str, topic: str, count: int, deadline_s: float = 40, **settings: Any) -> list[Any]:
-    """The first `count` records of a topic."""
-    records: list[Any] = []
-    async with asyncio.timeout(deadline_s), consuming(bootstrap, topic, **settings) as consumer:
-        while len(records) < count:
-            records.append(await consumer.getone())
-    return records
 
 
 async def test_acknowledged_records_are_read_back_in_order(broker: Broker, make_topic: MakeTopic) -> None:
@@ -332,72 +236,3 @@ async def test_a_record_of_16_mib_goes_through(broker: Broker, make_topic: MakeT
     large, after = await read(broker.bootstrap, topic, 2, max_partition_fetch_bytes=20 << 20)
     assert hashlib.sha256(large.value).digest() == hashlib.sha256(payload).digest()
     assert after.value == b"after"
-
-
-async def prepare(broker: LocalBroker, topic: str) -> None:
-    await asyncio.to_thread(create_topics, broker.bootstrap, [TopicSpec(topic, 1, config={"retention.ms": "-1"})])
-
-
-async def test_a_restart_keeps_topics_records_and_offsets(mortal: LocalBroker, prefix: str) -> None:
-    await prepare(mortal, prefix)
-    partition = TopicPartition(prefix, 0)
-    async with producing(mortal.bootstrap, transactional_id=prefix) as producer, producer.transaction():
-        for i in range(100):
-            await (await producer.send(prefix, b"%d" % i))
-        await producer.send_offsets_to_transaction({partition: OffsetAndMetadata(3, "three")}, prefix)
-    before = mortal.bootstrap
-    await asyncio.to_thread(mortal.stop, 60)
-    assert not mortal.alive()
-    await asyncio.to_thread(mortal.start, 90)
-    assert mortal.bootstrap == before, "clients of a run know its broker by this address"
-    assert [record.value for record in await read(before, prefix, 100)] == [b"%d" % i for i in range(100)]
-    with Admin(before) as admin:
-        assert (await asyncio.to_thread(admin.committed, prefix))[partition] == Committed(3, "three")
-        assert (await asyncio.to_thread(admin.describe, [prefix]))[prefix].config["retention.ms"] == "-1"
-
-
-async def test_kill_9_keeps_what_was_acknowledged(mortal: LocalBroker, prefix: str) -> None:
-    await prepare(mortal, prefix)
-    acknowledged: list[bytes] = []
-    enough = asyncio.Event()
-
-    async def produce() -> None:
-        async with producing(mortal.bootstrap) as producer:
-            while True:
-                record = b"%d" % len(acknowledged)
-                await producer.send_and_wait(prefix, record)
-                acknowledged.append(record)
-                if len(acknowledged) == 500:
-                    enough.set()
-
-    task = asyncio.create_task(produce())
-    await asyncio.wait_for(enough.wait(), 60)
-    mortal.kill()
-    task.cancel()
-    before = list(acknowledged)
-    await asyncio.to_thread(mortal.start, 90)
-    await asyncio.wait({task}, timeout=15)
-    with Admin(mortal.bootstrap) as admin:
-        assert prefix in await asyncio.to_thread(admin.describe, [prefix]), "the topic itself is gone"
-    found = await read(mortal.bootstrap, prefix, len(before), deadline_s=patience_s(mortal, 10))
-    assert [record.value for record in found] == before
-
-
-async def test_a_zombie_is_fenced_across_a_restart(mortal: LocalBroker, prefix: str) -> None:
-    await prepare(mortal, prefix)
-    async with producing(mortal.bootstrap, transactional_id=prefix) as zombie:
-        async with zombie.transaction():
-            await (await zombie.send(prefix, b"before"))
-        await asyncio.to_thread(mortal.stop, 60)
-        await asyncio.to_thread(mortal.start, 90)
-        async with producing(mortal.bootstrap, transactional_id=prefix) as successor:
-            async with successor.transaction():
-                await (await successor.send(prefix, b"after"))
-            fenced = False
-            try:
-                async with asyncio.timeout(15), zombie.transaction():
-                    await (await zombie.send(prefix, b"zombie"))
-            except KafkaError:
-                fenced = True
-            assert fenced, "a producer that was replaced could still commit"
-    assert [record.value for record in await read(mortal.bootstrap, prefix, 2)] == [b"before", b"after"]

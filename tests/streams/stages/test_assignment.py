@@ -24,6 +24,7 @@ from streams.runtime.service_context import ServiceContext
 from streams.stages import assignment as membership
 from streams.stages.assignment import Assignment, FixedAssignments, Membership, partitions_by_member
 from streams.stages.worker import Emit, WorkerSpec, run_worker
+from tests.builders import rollout_scored, until
 
 PARTITIONS = 4
 SPEC = WorkerSpec("collect", "scores", 16, (RolloutScored,), elastic=True)
@@ -64,12 +65,6 @@ def long_session(monkeypatch: pytest.MonkeyPatch) -> float:
     """Seconds of a session: none expires by chance, and what waits for the end of one is told from what does not."""
     monkeypatch.setattr(membership, "SESSION_S", 45.0)
     return 45.0
-
-
-async def until(what: str, condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def retake(*members: Membership) -> list[Assignment]:
@@ -199,19 +194,7 @@ async def test_a_member_that_does_not_return_is_given_up(
 
 def scored(number: int) -> Output:
     group = f"g{number}"
-    event = RolloutScored(
-        rollout_id=f"{group}.0",
-        group_id=group,
-        prompt_id=group,
-        index=0,
-        attempt=0,
-        rollout=Ref("rollouts", 0, number),
-        task="t",
-        samples=2,
-        deadline_s=0.0,
-        valid=True,
-        time_s=0.0,
-    )
+    event = rollout_scored(group, 0, rollout=Ref("rollouts", 0, number), deadline_s=0.0)
     return Output("scores", event, key=group)
 
 

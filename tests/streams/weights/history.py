@@ -10,6 +10,7 @@ from streams.blobs.store import BlobStore
 from streams.weights import StoredTensor, state_digest, tensor_digest, write_file
 from streams.weights.delta import Delta, difference, encode, layout_of
 from streams.weights.tensors import parts
+from tests.builders import weights_published
 
 State = dict[str, StoredTensor]
 
@@ -71,8 +72,13 @@ class History:
             WeightFile(name=f"{n}-{kind}", blob=self.blobs.put(f"v{version}/{n}-{kind}", data))
             for n, data in enumerate(files)
         )
-        return WeightsPublished(
-            version=version, kind=kind, precision="bf16", files=stored, tensors=4, parent_step=version,  # type: ignore[arg-type]
-            time_s=float(version), base_version=base, base_digest=base_digest,
+        return weights_published(
+            version,
+            kind=kind,
+            files=stored,
+            tensors=4,
+            time_s=float(version),
+            base_version=base,
+            base_digest=base_digest,
             digest=digest_of_state(self.states[version]),
-        )  # fmt: skip
+        )

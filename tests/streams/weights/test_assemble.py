@@ -11,6 +11,7 @@ from streams.blobs.store import BlobStore
 from streams.errors import BlobError
 from streams.weights import Held, WeightsError, advance, chain_to, fetch_anchor, read_file
 from streams.weights.assemble import file_digest
+from tests.builders import weights_published
 from tests.streams.weights.history import History, State
 
 
@@ -112,9 +113,7 @@ def test_a_delta_file_of_another_version_is_refused(history: History, tmp_path: 
 
 
 def published(files: tuple[WeightFile, ...]) -> WeightsPublished:
-    return WeightsPublished(
-        version=1, kind="full", precision="bf16", files=files, tensors=1, parent_step=1, time_s=0.0
-    )  # fmt: skip
+    return weights_published(1, files=files, tensors=1)
 
 
 def test_files_are_fetched_whole_under_harmless_names(tmp_path: Path) -> None:

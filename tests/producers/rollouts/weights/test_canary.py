@@ -22,11 +22,11 @@ from producers.rollouts.engine.engine import RolloutEngine
 from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
 from producers.rollouts.weights.canary import scores
-from schemas import Canary, NDArray, Sampling, WeightsApplied, WeightsPublished
+from schemas import Canary, NDArray, Sampling, WeightsApplied
 from schemas import WeightFile as WireFile
 from streams.blobs.digests import digest_of
 from streams.blobs.store import BlobStore
-from streams.record import Record
+from tests.builders import record_at, weights_published
 
 pytestmark = [
     pytest.mark.engine,
@@ -44,7 +44,7 @@ ROLLOUTS = (
     "9+6+9+1=9+6=15,15+9=24,24+1=25",
 )
 BOUND = PublishSettings().canary_bound
-RECORD = Record("applied", 0, 0, None, b"", {}, 0.0)
+RECORD = record_at("applied")
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (directory / str(version)).mkdir()
         made = wire.write(tensors, version, directory / str(version))
         files = tuple(WireFile(name=path.name, blob=blobs.put_file(path.name, path)) for path in made.paths)
-        events[version] = WeightsPublished(
-            version=version, kind=made.kind, precision="bf16", files=files, tensors=made.tensors,
-            parent_step=version, time_s=0.0, digest=made.digest, base_version=made.base_version,
+        events[version] = weights_published(
+            version,
+            kind=made.kind,
+            files=files,
+            tensors=made.tensors,
+            digest=made.digest,
+            base_version=made.base_version,
             base_digest=made.base_digest,
-        )  # fmt: skip
+        )
     assert [event.kind for event in events.values()] == ["full", "delta"]
     names = export(Published(events), 2, MODEL, blobs, directory / "out")
     assert sum(name.endswith(".safetensors") for name in names) == 2
@@ -99,9 +103,7 @@ async def alarms(engine: RolloutEngine, canary: Canary, name: str) -> tuple[int,
     gauges: dict[str, float] = {}
     watch = CanaryWatch(BOUND, gauges.__setitem__, lambda version: None)
     said = await scores(engine, canary, name)
-    published = WeightsPublished(
-        version=1, kind="full", precision="bf16", files=(), tensors=0, parent_step=1, time_s=0.0, canary=canary
-    )
+    published = weights_published(1, canary=canary)
     # The topics are read side by side: the producer's word may come first.
     applied = WeightsApplied(producer_id="p", version=1, time_s=0.0, canary_logprobs=said)
     watch.on_event(applied, RECORD)

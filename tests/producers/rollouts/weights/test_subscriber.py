@@ -15,15 +15,19 @@ from streams.blobs.store import BlobStore
 from streams.errors import BlobError
 from streams.record import Record
 from streams.weights import Held, read_file
+from tests.builders import weights_published
 from tests.streams.weights.history import History
 
 
 def publication(version: int, base: int | None = None) -> WeightsPublished:
-    return WeightsPublished(
-        version=version, kind="full" if base is None else "delta", precision="bf16", files=(), tensors=0,
-        parent_step=version, time_s=float(version), digest=f"d{version}",
-        base_version=base, base_digest=None if base is None else f"d{base}",
-    )  # fmt: skip
+    return weights_published(
+        version,
+        kind="full" if base is None else "delta",
+        time_s=float(version),
+        digest=f"d{version}",
+        base_version=base,
+        base_digest=None if base is None else f"d{base}",
+    )
 
 
 def record(version: int) -> Record:
