@@ -1,4 +1,4 @@
-"""What every service is told about the run it belongs to."""
+"""The run that a service belongs to, and its place in it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunContext:
-    """One service instance's place in a run: replica `ordinal` of `replicas`; `drain_s` is its budget after SIGTERM."""
+    """One service instance's place in a run: replica `ordinal` (from 0) of `replicas`.
+
+    `bootstrap` is the broker's `host:port[,host:port…]`, `partitions` those of every sharded topic, `blob_uri` the root
+    of the blob store. Bodies above `inline_max_bytes` go there. `drain_s`: seconds to finish what is in flight after
+    SIGTERM.
+    """
 
     run: str
     directory: Path

@@ -8,7 +8,7 @@ class StreamsError(EachpromptError):
 
 
 class ConfigurationError(StreamsError):
-    """What the user gave is wrong: the command ends with exit code 2 and this one sentence."""
+    """The user's configuration is wrong: the command ends with exit code 2 and this one sentence."""
 
 
 class DeadlineError(StreamsError):
@@ -25,7 +25,7 @@ class BrokerAwayError(DeadlineError):
 
 
 class Poison(StreamsError):
-    """This record cannot be processed, ever: it goes to the dead letters with its bytes and the stage goes on."""
+    """This record can never be processed: it becomes a dead letter with its bytes, and the stage continues."""
 
 
 class DeliveryError(StreamsError):
@@ -33,7 +33,7 @@ class DeliveryError(StreamsError):
 
 
 class FencedError(StreamsError):
-    """A successor with the same transactional id has taken over; this instance must end."""
+    """A successor with the same transactional id or the same group instance has taken over; this one must end."""
 
 
 class MissingRecordError(StreamsError):

@@ -39,7 +39,7 @@ POINTS: Final = (
     "publisher.uploaded",
     "publisher.published",
 )
-"""Every point there is, by the module that holds it and what has just happened when it is reached."""
+"""Every fault point: where it is, and what has just happened when it is reached."""
 
 
 class FaultError(StreamsError):
@@ -77,7 +77,7 @@ _faults: Faults | None = None
 
 
 def reach(point: str) -> None:
-    """Say that the code stands at `point`. FaultError where a test wants one; usually nothing."""
+    """The code has reached `point`: nothing happens unless a test has armed it. FaultError: its action is `raise`."""
     if _faults is not None:
         _faults.reach(point)
 
@@ -111,7 +111,7 @@ def disarm(directory: Path) -> None:
 
 
 def fired(directory: Path) -> Iterator[tuple[str, str, float]]:
-    """(service, point, unix time) of the faults that fired since this was last asked; each is told once."""
+    """(service, point, unix time) of the faults that fired since this was last asked; each is reported once."""
     for path in sorted(directory.glob("*.fired")):
         service, _, point = path.stem.partition(":")
         time_s = path.stat().st_mtime

@@ -28,7 +28,8 @@ class Output:
     """An event to be written to `topic` (short name).
 
     `key` decides the partition of a sharded topic and is the compaction key of a compacted one. The record's trace
-    context continues that of `cause` (the record in hand where None); `links` are further records it came from.
+    context continues that of `cause`, or of the record that is being processed where that is None; `links` are further
+    records it came from.
     """
 
     topic: str

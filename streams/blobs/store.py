@@ -28,7 +28,7 @@ from streams.faults import reach
 
 _CHUNK_BYTES: Final = 1 << 20
 _NO_PLACE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
-"""What a reference is to blame for, and not the store."""
+"""Errors for which the reference is to blame, and not the store."""
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -135,7 +135,7 @@ class BlobStore:
         return BlobRef(uri=uri, size=size, digest=digest, codec="zstd" if codec == "zstd" else "none")
 
     def _put_local(self, name: str, write: Callable[[BinaryIO], str]) -> str:
-        """Durable under its final name when this returns; `write` says the digest of what it wrote."""
+        """Durable under its final name when this returns; `write` returns the digest of what it wrote."""
         directory = Path(f"{self._path}/{name}").parent
         directory.mkdir(parents=True, exist_ok=True)
         with _temporary(Path(f"{self._path}/{name}")) as (out, temporary):

@@ -1,7 +1,7 @@
 """A class-data archive for the broker's JVM: parsed and verified classes, mapped at start instead of read from jars.
 
 It halves the time Kafka takes to start (2.2 s to 1.2 s on 2 cores). The JVM checks that it fits the class path and
-itself, and goes on without it when it does not.
+itself, and starts without it when it does not.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def server_properties(settings: BrokerSettings, data: Path, port: int, controlle
         "group.min.session.timeout.ms": 1000,
         # How soon after its timeout a transaction whose producer vanished stops holding up read_committed readers.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
-        # Runs pause for weeks and go on; offsets of an empty group are dropped after 7 days by default.
+        # Runs pause for weeks and resume; offsets of an empty group are dropped after 7 days by default.
         "offsets.retention.minutes": 90 * 24 * 60,
         "message.max.bytes": settings.message_max_bytes,
         "replica.fetch.max.bytes": settings.message_max_bytes,

@@ -53,7 +53,7 @@ class LocalBroker(Broker):
 
     @property
     def pid(self) -> int | None:
-        """The id of the broker's process while it lives."""
+        """The id of the broker's process while it runs."""
         return self._child.pid if self._child is not None and self._child.alive() else None
 
     @property

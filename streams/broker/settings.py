@@ -1,4 +1,4 @@
-"""What a user says about the broker."""
+"""The user's settings of the broker."""
 
 from __future__ import annotations
 

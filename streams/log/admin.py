@@ -1,4 +1,4 @@
-"""Topic administration: making a run's topics, looking at them, and how far a group has read.
+"""Topic administration: creating a run's topics, describing them, and how far a consumer group has read.
 
     with Admin("127.0.0.1:9092") as admin:
         admin.create_topics([TopicSpec("demo.rollouts", partitions=4)])
@@ -51,7 +51,7 @@ class Committed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TopicSpec:
-    """What a topic must be like. `retention_ms` -1 keeps records for ever; None leaves the broker's default."""
+    """What a topic must be like. `retention_ms` -1 keeps records indefinitely; None leaves the broker's default."""
 
     name: str
     partitions: int

@@ -1,9 +1,9 @@
 """Clients of the log with the defaults that the guarantees need, and a deadline on every call.
 
 Writers: acks=all, idempotent, no compression (arrays are dense). Readers: read_committed, no automatic commit.
-Clients read the partitions that they are told to: replica k of n owns the partitions p with p % n == k, so that a
-restart takes no session time-out and there is no rebalance in which consumption could stop. `streams.stages.assignment`
-lets the replicas of a stage deal them while they run.
+Partitions are assigned to clients: replica k of n owns the partitions p with p % n == k, so that a restart waits for no
+session time-out and there is no rebalance in which consumption could stop. `streams.stages.assignment` lets the
+replicas of a stage divide them while they run.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ _REQUEST_MARGIN_BYTES: Final = 1 << 20
 _BATCH_BYTES: Final = 256 * 1024
 FETCH_BYTES: Final = 4 << 20
 _RESPONSE_BYTES: Final = 4 << 20
-"""All partitions together: the event loop takes a response apart in one go, 1 ms a MiB; aiokafka asks for 50 MiB."""
+"""All partitions together: the event loop decodes a response in one go, 1 ms a MiB; aiokafka's default is 50 MiB."""
 
 _BACKOFF_MS: Final = 300
-"""Between attempts to reach a broker that is away. By default each client tries ten times a second, and the thirty of a
-run on one machine take a tenth of it from the broker that they wait for while it starts."""
+"""Between attempts to reach a broker that is away. By default each client tries ten times a second: the thirty of a run
+on one machine take a tenth of its CPU from the broker that they wait for."""
 
 _SCHEMA_HEADERS: Final[dict[type, bytes]] = {}
 

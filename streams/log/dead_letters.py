@@ -1,8 +1,8 @@
 """Dead letters: a record that a stage could not take, kept with its original bytes, its source and the reason.
 
-A letter is known by where its record was, `<topic>/<partition>@<offset>`, so that one written twice (a crash between
-the letter and the commit) is still one. A record that was put back carries what happened to it before in two headers,
-and the letter of a second failure tells it all.
+A dead letter's id is where its record was, `<topic>/<partition>@<offset>`, so that one written twice (a crash between
+the dead letter and the commit) counts once. A record that was replayed carries its earlier failures in two headers, so
+the dead letter of another failure has them all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _LONGEST_ERROR: Final = 4000
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """One time that a record was refused: where it was then, which stage refused it, when (unix seconds), and why."""
+    """One failure of a record: where it was then, which stage refused it, when (unix seconds), and why."""
 
     source: Ref
     stage: str
@@ -35,7 +35,7 @@ _failures: Final = msgspec.json.Decoder(tuple[Failure, ...])
 
 
 def place(ref: Ref) -> str:
-    """The id of the letter of the record at `ref`."""
+    """The id of the dead letter of the record at `ref`."""
     return f"{ref.topic}/{ref.partition}@{ref.offset}"
 
 
@@ -64,13 +64,13 @@ def dead_letter(record: Record, stage: str, error: str, now_s: float) -> Output:
 
 
 def attempts_before(headers: Mapping[str, bytes]) -> int:
-    """How often the record was refused before it was put back; 0 where the header is absent or nonsense."""
+    """How often the record had failed before it was replayed; 0 where the header is absent or invalid."""
     text = headers.get(names.DLQ_ATTEMPTS, b"")
     return int(text) if text.isdigit() and len(text) < 10 else 0
 
 
 def failures_before(headers: Mapping[str, bytes]) -> tuple[Failure, ...]:
-    """Earlier failures, oldest first, the latest of them where there were many; empty where there is no sane header."""
+    """Earlier failures, oldest first, only the latest of many; empty where there is no valid header."""
     try:
         return _failures.decode(headers.get(names.DLQ_HISTORY, b"[]"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -78,18 +78,18 @@ def failures_before(headers: Mapping[str, bytes]) -> tuple[Failure, ...]:
 
 
 def history(letter: DeadLetter) -> tuple[Failure, ...]:
-    """Every failure that is known of the letter's record, its own last."""
+    """Every known failure of the dead letter's record, the latest last."""
     own = Failure(source=letter.source, stage=letter.stage, error=letter.error, time_s=letter.time_s)
     return (*failures_before(letter.headers), own)
 
 
 def replay_headers(letter: DeadLetter) -> Sequence[tuple[str, bytes]]:
-    """The headers with which the letter's record is put back: its own, and what happened to it so far."""
-    told = [
+    """The headers with which the dead letter's record is replayed: its own, and its failures so far."""
+    failures = [
         msgspec.structs.replace(failure, error=failure.error[:_KEPT_ERROR])
         for failure in history(letter)[-_KEPT_FAILURES:]
     ]
     headers = dict(letter.headers)
     headers[names.DLQ_ATTEMPTS] = str(letter.attempts).encode()
-    headers[names.DLQ_HISTORY] = msgspec.json.encode(told)
+    headers[names.DLQ_HISTORY] = msgspec.json.encode(failures)
     return list(headers.items())

@@ -14,8 +14,7 @@ from streams.record import Record
 
 _POLL_S: Final = 0.5
 _FETCH_BYTES: Final = 256 * 1024
-"""What one request brings of a partition; much more would be read ahead of a seek for nothing (a larger record comes
-whole all the same)."""
+"""What one request brings of a partition: more would be read in vain before a seek. A larger record comes whole."""
 
 _SKIP_LIMIT: Final = 64
 """Reading over up to this many records between two wanted ones is cheaper than a new fetch."""

@@ -2,8 +2,8 @@
 
 Some hypervisors pass `amx_tile` through and leave CPUID leaf 0x1D empty. oneDNN then builds an empty tile configuration
 and any bf16 matrix product ends the process with SIGILL. Whether that is so is found out once, by such a product in a
-child process; the verdict travels to every further process in the environment. Imports neither torch nor vLLM: the
-mend has to be in the environment before torch is imported.
+child process; the result is passed to every further process in the environment. Imports neither torch nor vLLM: the
+fix has to be in the environment before torch is imported.
 """
 
 import os

@@ -20,7 +20,7 @@ class ThinOut(logging.Filter):
         self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See `logging.Filter`. Messages are told apart by their wording before the values are put in."""
+        """See `logging.Filter`. Messages are the same if their format strings are."""
         if record.name.partition(".")[0] not in _CLIENTS:
             return True
         key, now_s = (record.name, str(record.msg)), time.monotonic()

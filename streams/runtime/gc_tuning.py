@@ -1,6 +1,6 @@
-"""Python's cycle collector in services that hold hundreds of records in hand.
+"""Python's cycle collector in services with hundreds of records in flight.
 
-It runs after every 700 new containers and looks at all that are young, and each rollout in hand is dozens of them: a
+It runs after every 700 new containers and examines all young ones, and each rollout in flight is dozens of them: a
 quarter of a reward consumer's CPU time went there, to find nothing, since records and events make no cycles.
 """
 

@@ -1,6 +1,6 @@
-"""The life of a service process: uvloop, signals, one TaskGroup, health over HTTP, an exit code.
+"""A service process from start to exit: uvloop, signals, one TaskGroup, health over HTTP, an exit code.
 
-SIGTERM or SIGINT: stop the intake, drain within the budget, commit, exit 0 (at once while the service still starts). A
+SIGTERM or SIGINT: take no more records, drain within the budget, commit, exit 0 (at once while the service starts). A
 second one: abort. Any task's error ends the process with exit code 1 and one clear last line (2 where the user's
 configuration is at fault, 75 where the cause lies outside: no room on a disk, no broker); the supervisor restarts it.
 """
@@ -34,11 +34,11 @@ Main = Callable[[ServiceContext], Awaitable[None]]
 EXIT_OK, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 
 EXIT_OUTSIDE = 75
-"""EX_TEMPFAIL of sysexits.h: the service is right, what it needs is not there; to be started again later."""
+"""EX_TEMPFAIL of sysexits.h: what the service needs is not available; start it again later."""
 
 
 def run_service(name: str, context: RunContext, main: Main) -> int:
-    """Run `main` until it returns, the process is told to stop, or something fails. The exit code."""
+    """Run `main` until it returns, the process is asked to stop, or something fails. The exit code."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )

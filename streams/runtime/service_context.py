@@ -13,7 +13,7 @@ from streams.log.clients import Log
 
 
 class ServiceContext:
-    """One service's life: handed to its `main`, ended by SIGTERM (`stopping`) or by any task's error."""
+    """What `main` of a service gets; the service ends by SIGTERM (`stopping`) or by any task's error."""
 
     def __init__(self, name: str, context: RunContext, log: Log, blobs: BlobStore, tasks: asyncio.TaskGroup) -> None:
         self.name = name

@@ -1,7 +1,7 @@
-"""Whether an error's cause lies outside the service: then starting it again later mends it, and giving up does not.
+"""Whether an error's cause lies outside the service: then a later restart helps, and giving up does not.
 
-A full disk and a broker that is away are the operator's to mend, however long that takes; a service that fails for its
-own fault fails again. A service tells its supervisor which it was by its exit code (`streams.runtime.service`).
+A full disk and a broker that is away are the operator's to fix, however long that takes; a service that fails for its
+own fault fails again. A service reports which it was by its exit code (`streams.runtime.service`).
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Which of the numbers on a log are its writer's: one who counts without a gap, and never twice."""
+"""Which of the numbers on a log are its own writer's, who counts without a gap and never twice."""
 
 from collections import deque
 from typing import Final, Generic, TypeVar
@@ -11,8 +11,8 @@ _MOST_RUNS: Final = 64
 class Numbering(Generic[_T]):
     """Numbers in log order in; the longest run of consecutive ones out, with the last `kept` of its items. Pure.
 
-    A batch that somebody else wrote has a number that the batcher's do not lead up to. Believed, it would have the
-    batcher count on from there, and the learner wait for ever for what is left out.
+    A batch that another program wrote has a number that does not follow the batcher's. If that were believed, the
+    batcher would count on from there, and the learner would wait indefinitely for the numbers between.
     """
 
     def __init__(self, kept: int = 1) -> None:
@@ -24,7 +24,7 @@ class Numbering(Generic[_T]):
 
     @property
     def items(self) -> tuple[_T, ...]:
-        """Of the longest run, in order; of two that are equally long the one that was so first counts."""
+        """Of the longest run, in order; of two equally long ones the one that reached that length first."""
         return tuple(self._items)
 
     def add(self, number: int, item: _T) -> None:

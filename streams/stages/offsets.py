@@ -18,14 +18,13 @@ As a bitmap in base64 they are 3,334 characters.
 """
 
 MAX_LISTED_SPAN: Final = 2_000_000
-"""Offsets beyond which a stage stops its intake however few are unfinished: a restart reads them again."""
+"""Span at which a stage takes no more records however few are unfinished: a restart reads all of it again."""
 
 MAX_LISTED_BYTES: Final = 1_800
-"""Size of the list of unfinished offsets up to which a stage goes on without a second look, whatever its span."""
+"""Size of the list of unfinished offsets below which a stage takes more records without a closer look."""
 
 MAX_MIXED_BYTES: Final = 2_500
-"""Size of the best mixture of list and bitmap (`streams.stages.offset_metadata`) at which such a stage stops its
-intake.
+"""Size of the best mixture of list and bitmap (`streams.stages.offset_metadata`) at which it takes no more.
 
 3,070 bytes fit the metadata in base64; the rest is for what one more poll brings after the stage looked.
 """
@@ -57,7 +56,7 @@ class OffsetTracker:
         self._seen = offset + 1
 
     def finish(self, offset: int) -> None:
-        """Everything that `offset` asks for is done. ValueError: it is not open."""
+        """`offset` needs no more work. ValueError: it is not open."""
         if offset not in self._open:
             raise ValueError(f"offset {offset} is finished but not open")
         del self._open[offset]
@@ -101,7 +100,7 @@ class OffsetTracker:
         return self.full_with(0)
 
     def full_with(self, ahead: int) -> bool:
-        """`full`, for a stage that has read `ahead` records more, and will begin them."""
+        """`full`, for a stage that has read `ahead` more records, which it will begin."""
         if self.span + ahead < MAX_SPAN:
             return False
         if self.span >= MAX_LISTED_SPAN:

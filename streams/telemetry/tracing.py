@@ -31,7 +31,7 @@ _NOT_SAMPLED: Final = b"-00"
 
 TRACES_PER_S: Final = 50.0
 """Traces that a process begins at most. A span costs 20 to 40 µs, which at thousands of rollouts a second would be most
-of what the light services do; 50 a second show where the time goes as well."""
+of what the light services do; 50 a second show as well where the time goes."""
 
 
 class FileSpanExporter(SpanExporter):
@@ -156,7 +156,8 @@ def span(
 ) -> AbstractContextManager[Span]:
     """A span around a block. Its parent is the writer of `cause`, or the current span; `links` are further causes.
 
-    A trace is recorded as a whole or not at all: its first span decides (`TRACES_PER_S`), `traceparent` tells it on.
+    A trace is recorded as a whole or not at all: its first span decides (`TRACES_PER_S`), and
+    `traceparent` carries the decision.
     """
     header = _not_recorded(cause, links)
     return _recorded(name, cause, links, kind, attributes) if header is None else _Unrecorded(header)
@@ -164,15 +165,15 @@ def span(
 
 def _not_recorded(cause: Record | None, links: Sequence[Record]) -> bytes | None:
     """The `traceparent` to pass on where nothing is recorded; None where a span is."""
-    if cause is not None and (told := cause.headers.get(names.TRACEPARENT)):
-        return told if told.endswith(_NOT_SAMPLED) else None
+    if cause is not None and (header := cause.headers.get(names.TRACEPARENT)):
+        return header if header.endswith(_NOT_SAMPLED) else None
     if (outer := _unrecorded.get()) is not None:
         return outer
     if trace.get_current_span().get_span_context().is_valid:
         return None
-    told_by_links = [told for record in links if (told := record.headers.get(names.TRACEPARENT))]
-    if told_by_links:
-        return told_by_links[0] if all(told.endswith(_NOT_SAMPLED) for told in told_by_links) else None
+    linked = [header for record in links if (header := record.headers.get(names.TRACEPARENT))]
+    if linked:
+        return linked[0] if all(header.endswith(_NOT_SAMPLED) for header in linked) else None
     return None if _budget.take() else b"00-%s-%s-00" % (os.urandom(16).hex().encode(), os.urandom(8).hex().encode())
 
 

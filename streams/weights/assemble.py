@@ -29,7 +29,7 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A version that lies in `directory`, whole and checked; `digest` is its state's, None from older learners."""
+    """A version in `directory`, complete and verified; `digest` is its state's, None from older learners."""
 
     version: int
     digest: str | None
@@ -46,7 +46,7 @@ def fetch_anchor(blobs: BlobStore, event: WeightsPublished, directory: Path) -> 
     files = []
     try:
         for number, file in enumerate(event.files):
-            # The name is another process's word: it never becomes a path outside the directory.
+            # The name comes from another process: it must never become a path outside the directory.
             path = blobs.fetch_to(file.blob, directory / f"{number}-{Path(file.name).name}")
             files.append(HeldFile(path, file.blob.digest if file.blob.codec == "none" else None))
     except BaseException:

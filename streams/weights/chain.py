@@ -25,7 +25,7 @@ def chain_to(
         if held is not None and held == (event.base_version, event.base_digest):
             break
         base = known.get(event.base_version)
-        # A learner that went on from an older checkpoint publishes its versions again; only equal ones are this base.
+        # A learner that resumed from an older checkpoint publishes its versions again; only equal ones are this base.
         if base is None or base.digest != event.base_digest:
             raise KeyError(event.base_version)
         event = base

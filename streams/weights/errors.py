@@ -4,4 +4,4 @@ from streams.errors import StreamsError
 
 
 class WeightsError(StreamsError):
-    """Published weights that are not what they say, or not what they can be applied to; one sentence."""
+    """Published weights that differ from what was announced, or do not fit what they are applied to; one sentence."""

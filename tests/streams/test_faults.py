@@ -30,7 +30,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process of service `groups` that reaches the points that it is told on its standard input."""
+    """A process of service `groups` that reaches the points that its standard input names."""
     process = subprocess.Popen(
         [sys.executable, "-c", REACHES],
         stdin=subprocess.PIPE,

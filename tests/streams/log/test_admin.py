@@ -39,7 +39,7 @@ def admin(broker: Broker) -> Iterator[Admin]:
 
 
 async def produce(bootstrap: str, topic: str, count: int, partition: int = 0) -> None:
-    """Records of 2023: the topic must keep them for ever, or the broker's retention may delete them at any moment."""
+    """Records of 2023: the topic must keep them indefinitely, or retention may delete them at any moment."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
     await producer.start()
     try:

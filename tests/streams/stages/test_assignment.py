@@ -62,7 +62,7 @@ def commits_before_it_moves(broker: Broker) -> bool:
 
 @pytest.fixture(autouse=True)
 def long_session(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Seconds of a session: none expires by chance, and what waits for the end of one is told from what does not."""
+    """Seconds of a session: none expires by chance, and a test that waits for the end of one shows it by its time."""
     monkeypatch.setattr(membership, "SESSION_S", 45.0)
     return 45.0
 
@@ -199,7 +199,7 @@ def scored(number: int) -> Output:
 
 
 class Disposer:
-    """A worker that writes one disposal for each score, and keeps some in hand until released."""
+    """A worker that writes one disposal for each score, and keeps some in flight until released."""
 
     def __init__(self, hold: Callable[[str], bool] = lambda _: False) -> None:
         self.seen: Counter[str] = Counter()
@@ -254,7 +254,7 @@ async def disposed(log: Log) -> Counter[str]:
 async def test_replicas_are_added_and_removed_under_load_and_every_record_is_worked_on(
     log: Log, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is in hand is done in a moment, but not on every machine in one second.
+    # What is in flight is done in a moment, but not on every machine in one second.
     monkeypatch.setattr("streams.stages.worker._SETTLE_S", 4.0)
     written = 0
     loading = True
@@ -287,10 +287,10 @@ async def test_replicas_are_added_and_removed_under_load_and_every_record_is_wor
     found = await disposed(log)
     assert set(found) == {f"g{number}.0" for number in range(written)}
     if commits_before_it_moves(broker):
-        assert max(found.values()) == 1, "nothing was in hand for long, so each move settled before it went on"
+        assert max(found.values()) == 1, "nothing was in flight for long, so each reassignment settled in time"
 
 
-async def test_what_a_lost_partition_still_has_in_hand_is_taken_by_its_new_owner_alone(
+async def test_what_a_lost_partition_still_has_in_flight_is_taken_by_its_new_owner_alone(
     log: Log, broker: Broker, tmp_path: Path
 ) -> None:
     held = {f"g{number}.0" for number in range(0, 40, 8)}
@@ -306,7 +306,7 @@ async def test_what_a_lost_partition_still_has_in_hand_is_taken_by_its_new_owner
         )
         second = Replica(log, tmp_path, tasks, 1, Disposer())
         await until("both have some", second.has(2))
-        await until("what was in hand of the second's partitions comes", lambda: len(second.worker.seen) > 0)
+        await until("what was in flight of the second's partitions comes", lambda: len(second.worker.seen) > 0)
         first.worker.released.set()
         await first.stop()
         await until("the second has all", second.has(4))

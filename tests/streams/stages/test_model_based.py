@@ -68,14 +68,14 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @rule(asked=st.booleans())
     def moved_to_another_owner(self, asked: bool) -> None:
-        """A rebalance: the old owner commits where it is asked in time, and ends too late what it had in hand."""
+        """A rebalance: the old owner commits where it is asked in time, and finishes too late what it had in flight."""
         if asked:
             self.commit()
-        old, in_hand = self.tracker, sorted(self.open)
+        old, in_flight = self.tracker, sorted(self.open)
         self.crash()
-        for offset in in_hand:
+        for offset in in_flight:
             old.finish(offset)
-        assert not any(self.tracker.is_finished(offset) for offset in in_hand), "its successor takes them again"
+        assert not any(self.tracker.is_finished(offset) for offset in in_flight), "its successor takes them again"
 
     @invariant()
     def the_watermark_is_the_lowest_unfinished(self) -> None:

@@ -1,4 +1,4 @@
-"""Workers, folds and readers on real brokers: what is finished is committed, what is not comes again."""
+"""Workers, processors and readers on real brokers: what is finished is committed, what is not comes again."""
 
 import asyncio
 import time
@@ -66,7 +66,7 @@ async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_agai
     async with service_of(log, tmp_path, drain_s=1.0) as service:
         task = service.spawn(run_worker(service, SPEC, first), "worker")
         await until("all are seen", lambda: len(first.seen) == 12)
-        await until("in hand", lambda: "2 records in flight" in " ".join(service.waits(time.time())))
+        await until("in flight", lambda: "2 records in flight" in " ".join(service.waits(time.time())))
         service.stopping.set()
         await task
     second = Collector()
@@ -104,7 +104,7 @@ async def test_undecodable_and_poisonous_records_become_dead_letters_with_their_
 
 
 class Pairs:
-    """A fold that closes a group when two scores are in."""
+    """A processor that closes a group when two scores are in."""
 
     def __init__(self) -> None:
         self.open: dict[str, list[Record]] = {}

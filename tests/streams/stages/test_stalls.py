@@ -30,7 +30,7 @@ from tests.streams.stages.test_stages import SPEC, Collector, Pairs
 
 
 class Hoard(Pairs):
-    """A fold that finishes nothing."""
+    """A processor that finishes nothing."""
 
     begun = 0
 
@@ -74,7 +74,7 @@ async def fold(service: ServiceContext) -> None:
 
 
 class Bystander(Pairs):
-    """A fold that sees whatever comes on its side topic."""
+    """A processor that sees whatever comes on its side input."""
 
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         return ProcessResult()
@@ -150,7 +150,7 @@ async def test_one_stuck_partition_among_busy_ones_is_noticed(
 
 
 class Endless(Pairs):
-    """A fold that does not return, until the deadman would have ended the process."""
+    """A processor that does not return, until the watchdog would have ended the process."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which spans are recorded: a trace as a whole or not at all, told on in `traceparent`."""
+"""Which spans are recorded: a trace as a whole or not at all, which `traceparent` passes on."""
 
 import re
 

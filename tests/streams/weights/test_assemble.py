@@ -59,7 +59,7 @@ def test_who_follows_takes_the_deltas_alone_and_one_who_fell_behind_the_shorter_
 def test_a_version_number_alone_is_no_base(history: History) -> None:
     assert [event.version for event in chain_to(7, history.events, (6, "another"))] == [5, 6, 7]
     assert [event.version for event in chain_to(7, history.events, (6, None))] == [5, 6, 7]
-    # Published again after a resumption, with other contents: what was told from the first is not told from these.
+    # Published again after a resumption, with other contents: what was known of the first does not hold for these.
     history.states[6] = history.states[3]
     history.events[6] = history.full(6)
     with pytest.raises(KeyError, match="6"):
