@@ -9,7 +9,7 @@ from typing import Final
 from analysis.errors import AnalysisError, RequestError
 from analysis.history.weight_versions import Published
 from streams.blobs.store import BlobStore
-from streams.weights import StoredTensor, advance, chain_to, fetch_anchor, read_file, write_file
+from streams.weights import StoredTensor, apply_deltas, chain_to, fetch_anchor, read_file, write_file
 from streams.weights.blocks import to_bf16
 from streams.weights.untrained import head_count, prediction_heads, read_model_config
 
@@ -39,7 +39,7 @@ def export(published: Published, version: int, model: Path, blobs: BlobStore, ou
     try:
         held = fetch_anchor(blobs, chain[0], scratch / "anchor")
         if chain[1:]:
-            held = advance(blobs, held, chain[1:], scratch / "applied")
+            held = apply_deltas(blobs, held, chain[1:], scratch / "applied")
         whole = scratch / "whole"
         whole.mkdir(mode=0o755)
         names = _write_weights([*(read_file(file.path) for file in held.files), *_heads(model)], whole)

@@ -3,19 +3,19 @@
     groups ──▶ ready, oldest weights first ──▶ BatchPlanned b       enough groups, and less than `lookahead` ahead
                   └──────────────────────────▶ GroupDropped(stale)  b − its oldest version > max_staleness
 
-Batch b trains weights b into b + 1, so a group's staleness in batch b is b − its oldest version: no clock, no race.
+Staleness is enforced by `consumers.batches.staleness`.
 A GroupReady is finished when its group is on the log as planned or dropped. After a crash the unfinished ones are read
 again, and the next number follows the last batch on the log. Should the broker lose the commits, all of them are read
 again: those of the last `max_staleness` batches are known by id, and older ones are stale, so none is planned twice.
 """
 
 from collections import deque
-from dataclasses import dataclass
 
 import msgspec
 
 from consumers.batches.packing import plan
 from consumers.batches.settings import BatchSettings
+from consumers.batches.staleness import WaitingGroup, WaitingGroups
 from schemas import (
     BatchPlanned,
     Disposition,
@@ -33,17 +33,6 @@ from streams.stages.numbering import Numbering
 from streams.stages.processor import ProcessResult
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A group that waits for its batch; `members` are those to be trained on."""
-
-    oldest_version: int
-    arrival: int
-    group: GroupReady
-    members: tuple[Member, ...]
-    record: Record
-
-
 class Batcher:
     """A `streams.stages.processor.Processor` over all partitions of `groups`, observing `steps`; cost (a, b) as in
     `packing.plan`.
@@ -52,7 +41,7 @@ class Batcher:
     def __init__(self, settings: BatchSettings, cost: tuple[float, float]) -> None:
         self._settings = settings
         self._cost = cost
-        self._ready: list[_Ready] = []
+        self._waiting = WaitingGroups(settings.max_staleness)
         self._arrivals = 0
         self._planned = 0
         self._trained = 0
@@ -68,12 +57,11 @@ class Batcher:
         if not members or any(event.group_id in groups for groups in self._recent):
             return ProcessResult(finished=(record.ref,))
         oldest_version = min(member.oldest_version for member in members)
-        ready = _Ready(oldest_version, self._arrivals, event, members, record)
+        ready = WaitingGroup(oldest_version, self._arrivals, event, members, record)
         self._arrivals += 1
         if any(_tokens(member) > self._settings.token_budget for member in members):
             return ProcessResult(outputs=(_dropped(ready, "invalid", now_s),), finished=(record.ref,))
-        self._ready.append(ready)
-        self._ready.sort(key=lambda group: (group.oldest_version, group.arrival))
+        self._waiting.add(ready)
         return self._advance(now_s)
 
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:
@@ -100,7 +88,7 @@ class Batcher:
 
     def waiting(self, now_s: float) -> list[str]:
         """What the next batch waits for."""
-        wanted, ready = self._settings.groups_per_batch, len(self._ready)
+        wanted, ready = self._settings.groups_per_batch, len(self._waiting)
         if self._is_over():
             return [f"all {self._planned} batches are planned; {ready} groups are left over"]
         if self._planned - self._trained >= self._settings.lookahead:
@@ -111,15 +99,13 @@ class Batcher:
         outputs: list[Output] = []
         finished: list[Ref] = []
         while not self._is_over():
-            for stale in self._take_stale():
+            for stale in self._waiting.take_stale(self._planned):
                 outputs.append(_dropped(stale, "stale", now_s))
                 finished.append(stale.record.ref)
             ahead = self._planned - self._trained
-            if len(self._ready) < self._settings.groups_per_batch or ahead >= self._settings.lookahead:
+            if len(self._waiting) < self._settings.groups_per_batch or ahead >= self._settings.lookahead:
                 break
-            # Oldest weights first, so that nothing goes stale while something fresher is trained on.
-            groups = self._ready[: self._settings.groups_per_batch]
-            del self._ready[: self._settings.groups_per_batch]
+            groups = self._waiting.take(self._settings.groups_per_batch)
             records = tuple(group.record for group in groups)
             batch = self._batch(groups, now_s)
             outputs.append(Output("batches", batch, cause=records[-1], links=records))
@@ -131,13 +117,7 @@ class Batcher:
     def _is_over(self) -> bool:
         return self._settings.max_batches is not None and self._planned >= self._settings.max_batches
 
-    def _take_stale(self) -> list[_Ready]:
-        oldest_allowed = self._planned - self._settings.max_staleness
-        stale = [group for group in self._ready if group.oldest_version < oldest_allowed]
-        self._ready = [group for group in self._ready if group.oldest_version >= oldest_allowed]
-        return stale
-
-    def _batch(self, groups: list[_Ready], now_s: float) -> BatchPlanned:
+    def _batch(self, groups: list[WaitingGroup], now_s: float) -> BatchPlanned:
         members = [member for group in groups for member in group.members]
         packed = plan(
             [_tokens(member) for member in members], self._settings.ranks, self._settings.token_budget, self._cost
@@ -176,7 +156,7 @@ def _sequence(member: Member, unanimous: Unanimous | None) -> PlannedSequence:
     )
 
 
-def _dropped(ready: _Ready, reason: Disposition, now_s: float) -> Output:
+def _dropped(ready: WaitingGroup, reason: Disposition, now_s: float) -> Output:
     """The disposition of the members that were to be trained on; the others have theirs in GroupReady already."""
     group = ready.group
     event = GroupDropped(

@@ -5,7 +5,7 @@ learner ──anchor (safetensors) every so often, deltas between──▶ blob 
 No torch: what a version holds is decided on bits, so that both ends and the tools agree to the last one.
 """
 
-from streams.weights.assemble import Held, advance, fetch_anchor
+from streams.weights.assemble import Held, apply_deltas, fetch_anchor
 from streams.weights.chain import chain_to
 from streams.weights.errors import WeightsError
 from streams.weights.tensors import StoredTensor, read_file, state_digest, tensor_digest, write_file
@@ -14,7 +14,7 @@ __all__ = [
     "Held",
     "StoredTensor",
     "WeightsError",
-    "advance",
+    "apply_deltas",
     "chain_to",
     "fetch_anchor",
     "read_file",

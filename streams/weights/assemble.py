@@ -55,7 +55,7 @@ def fetch_anchor(blobs: BlobStore, event: WeightsPublished, directory: Path) -> 
     return Held(event.version, event.digest, directory, tuple(files))
 
 
-def advance(blobs: BlobStore, held: Held, events: Sequence[WeightsPublished], directory: Path) -> Held:
+def apply_deltas(blobs: BlobStore, held: Held, events: Sequence[WeightsPublished], directory: Path) -> Held:
     """`held` with the deltas `events` applied in order, in files of its own below `directory`.
 
     WeightsError: a delta on another base, or tensors that are not what the last one announced; nothing is left then.

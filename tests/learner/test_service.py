@@ -21,7 +21,7 @@ from streams.log.clients import Log, LogSettings, Writer
 from streams.record import Output
 from streams.runtime.health import health_file
 from streams.runtime.service_context import ServiceContext
-from streams.weights import advance, chain_to, fetch_anchor
+from streams.weights import apply_deltas, chain_to, fetch_anchor
 from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
 from tests.learner.settings import learner_settings
 
@@ -97,7 +97,7 @@ async def check_chain(run: Run, directory: Path) -> None:
     for version in (3, 6):
         anchor, *deltas = chain_to(version, by_version)
         held = fetch_anchor(blobs, anchor, directory / f"a{version}")
-        assert advance(blobs, held, deltas, directory / f"d{version}").digest == by_version[version].digest
+        assert apply_deltas(blobs, held, deltas, directory / f"d{version}").digest == by_version[version].digest
     canaries = [event.canary.logprobs.numpy() for event in events if event.canary is not None]
     assert len(canaries) == len(events) and not (canaries[0] == canaries[4]).all()
     assert (canaries[-1] == canaries[-2]).all()

@@ -9,7 +9,7 @@ from producers.rollouts.engine.errors import WeightsRefused
 from schemas.events import WeightsPublished
 from streams.blobs.store import BlobStore
 from streams.errors import BlobError
-from streams.weights import Held, WeightsError, advance, chain_to, fetch_anchor
+from streams.weights import Held, WeightsError, apply_deltas, chain_to, fetch_anchor
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class WeightStore:
         assert held is not None
         if chain:
             try:
-                held = advance(self._blobs, held, chain, self._directory(chain[-1].version))
+                held = apply_deltas(self._blobs, held, chain, self._directory(chain[-1].version))
             finally:
                 if anchor is not None:
                     anchor.remove()

@@ -12,7 +12,7 @@ from learner.settings import LearnerSettings, PublishSettings
 from learner.weights import Publication, Wire, as_stored
 from schemas import WeightFile
 from streams.blobs.store import BlobStore
-from streams.weights import Held, advance, fetch_anchor, read_file, state_digest, tensor_digest
+from streams.weights import Held, apply_deltas, fetch_anchor, read_file, state_digest, tensor_digest
 from streams.weights.blocks import to_fp8
 from tests.builders import weights_published
 
@@ -62,7 +62,7 @@ class Reader:
             self.held = fetch_anchor(self.blobs, event, place)
         else:
             assert self.held is not None
-            self.held = advance(self.blobs, self.held, [event], place)
+            self.held = apply_deltas(self.blobs, self.held, [event], place)
 
     def digest(self) -> str:
         assert self.held is not None

@@ -9,7 +9,7 @@ import pytest
 from schemas import WeightFile, WeightsPublished
 from streams.blobs.store import BlobStore
 from streams.errors import BlobError
-from streams.weights import Held, WeightsError, advance, chain_to, fetch_anchor, read_file
+from streams.weights import Held, WeightsError, apply_deltas, chain_to, fetch_anchor, read_file
 from streams.weights.assemble import file_digest
 from tests.builders import weights_published
 from tests.streams.weights.history import History, State
@@ -32,7 +32,7 @@ def make(history: History, version: int, directory: Path, held: Held | None = No
     if chain and chain[0].kind == "full":
         held, chain = fetch_anchor(history.blobs, chain[0], directory / f"a{version}"), chain[1:]
     assert held is not None
-    return advance(history.blobs, held, chain, directory / f"d{version}") if chain else held
+    return apply_deltas(history.blobs, held, chain, directory / f"d{version}") if chain else held
 
 
 @pytest.mark.parametrize("version", [1, 2, 5, 8, 12])
@@ -76,10 +76,10 @@ def test_a_base_that_is_gone_is_named(history: History) -> None:
 def test_a_wrong_base_is_refused_and_leaves_nothing(history: History, tmp_path: Path) -> None:
     held = make(history, 2, tmp_path)
     with pytest.raises(WeightsError, match=r"weights 4 are a delta on weights 3 .* and what is held is 2"):
-        advance(history.blobs, held, [history.events[4]], tmp_path / "out")
+        apply_deltas(history.blobs, held, [history.events[4]], tmp_path / "out")
     other = Held(3, "0" * 64, held.directory, held.files)
     with pytest.raises(WeightsError, match=r"weights 4 are a delta on weights 3 .* what is held is 3"):
-        advance(history.blobs, other, [history.events[4]], tmp_path / "out")
+        apply_deltas(history.blobs, other, [history.events[4]], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     check(held, history, 2)
 
@@ -100,7 +100,7 @@ def test_tensors_that_are_not_the_announced_ones_are_refused(history: History, t
                 whole = file.path.read_bytes()
                 file.path.write_bytes(bytes(data))
                 with pytest.raises(WeightsError, match=sentence):
-                    advance(history.blobs, held, [history.events[3]], tmp_path / "out")
+                    apply_deltas(history.blobs, held, [history.events[3]], tmp_path / "out")
                 file.path.write_bytes(whole)
         assert state and not (tmp_path / "out").exists()
 
@@ -109,7 +109,7 @@ def test_a_delta_file_of_another_version_is_refused(history: History, tmp_path: 
     held = make(history, 2, tmp_path)
     wrong = msgspec.structs.replace(history.events[3], files=history.events[4].files)
     with pytest.raises(WeightsError, match="of weights 3 is of 4 on 3"):
-        advance(history.blobs, held, [wrong], tmp_path / "out")
+        apply_deltas(history.blobs, held, [wrong], tmp_path / "out")
 
 
 def published(files: tuple[WeightFile, ...]) -> WeightsPublished:
