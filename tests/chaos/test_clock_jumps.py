@@ -38,12 +38,12 @@ def score(group: int, index: int, attempt: int) -> RolloutScored:
 
 @given(arrivals)
 def test_every_rollout_ends_once_whatever_the_clock_does(arrived: list[Arrival]) -> None:
-    fold = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
+    processor = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
     now_s, ends, finished = NOW_S, Counter[Ref](), Counter[Ref]()
 
-    def take(turn: ProcessResult) -> None:
-        finished.update(turn.finished)
-        for output in turn.outputs:
+    def take(result: ProcessResult) -> None:
+        finished.update(result.finished)
+        for output in result.outputs:
             event = output.event
             ends.update([event.rollout] if isinstance(event, RolloutDisposed) else [])
             ends.update(member.rollout for member in getattr(event, "members", ()))
@@ -52,12 +52,12 @@ def test_every_rollout_ends_once_whatever_the_clock_does(arrived: list[Arrival])
         # Jumps add up to less than the memory of closed groups, which is the assumption that it rests on.
         now_s = min(max(now_s + jump_s, NOW_S - 1700.0), NOW_S + 1700.0)
         event = score(group, index, attempt)
-        take(fold.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s))
-        take(fold.on_time(now_s))
-    due_s = fold.next_time_s()
+        take(processor.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s))
+        take(processor.on_time(now_s))
+    due_s = processor.next_time_s()
     assert due_s is None or due_s <= NOW_S + 1700.0 + 65.0, "a deadline that a jump pushed out of sight"
-    take(fold.on_time(NOW_S + 3000.0))
-    assert fold.next_time_s() is None
+    take(processor.on_time(NOW_S + 3000.0))
+    assert processor.next_time_s() is None
     assert ends == Counter({event.rollout: 1 for event in {score(g, i, a) for g, i, a, _ in arrived}})
     assert finished == Counter({Ref("scores", 0, offset): 1 for offset in range(len(arrived))})
 
@@ -88,15 +88,15 @@ def test_a_slot_is_free_or_taken_whatever_the_clock_does(did: list[tuple[str, in
 
 
 def test_a_group_that_is_closed_by_a_jump_is_not_opened_by_its_stragglers() -> None:
-    fold = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
+    processor = Aggregator(GroupSettings(remember_s=REMEMBER_S, settle_s=5.0))
 
     def arrive(offset: int, index: int, now_s: float) -> ProcessResult:
         event = score(0, index, 0)
-        return fold.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s)
+        return processor.on_event(event, record_at("scores", offset, encode(event), time_s=now_s), now_s)
 
     arrive(0, 0, NOW_S)
     arrive(1, 1, NOW_S)
-    (closed,) = fold.on_time(NOW_S + 1000.0).outputs
+    (closed,) = processor.on_time(NOW_S + 1000.0).outputs
     assert isinstance(closed.event, GroupReady)
     assert closed.event.partial
     (late,) = arrive(2, 2, NOW_S + 1.0).outputs

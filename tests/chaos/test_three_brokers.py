@@ -82,7 +82,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
 
 
 class Dispose:
-    """A fold that ends every score, one output a record."""
+    """A processor that ends every score, one output a record."""
 
     def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         assert isinstance(event, RolloutScored)
@@ -145,7 +145,7 @@ class Traffic:
     async def stage(self) -> None:
         """The exactly-once stage."""
         async with service_of(self._log, self._directory) as service:
-            task = service.spawn(run_processor(service, SPEC, lambda _: Dispose()), "fold")
+            task = service.spawn(run_processor(service, SPEC, lambda _: Dispose()), "processor")
             await asyncio.wait([task, asyncio.ensure_future(self.stopping.wait())], return_when="FIRST_COMPLETED")
 
     async def read(self) -> None:

@@ -2,8 +2,8 @@
 
 The machine does to them whatever a real log and real crashes do: requests of which nothing comes; scores repeated,
 reordered between groups, late, of a later attempt; time that passes deadlines; a crash of either stage, also between
-two turns, with a restart from what was committed (through the real tracker's metadata) and recalled; a broker that
-forgot what was committed. The reference only counts ends.
+two transactions, with a restart from what was committed (through the real tracker's metadata) and from the stage's own
+outputs; a broker that lost what was committed. The reference only counts ends.
 """
 
 import itertools
@@ -66,16 +66,14 @@ def reference(
 
 
 class Stage:
-    """What `streams.stages.processor` promises of a stage: a turn's outputs and offsets are on the log together, or
-    neither is.
-    """
+    """As `streams.stages.processor` promises: a transaction's outputs and offsets are on the log together, or none."""
 
     def __init__(
         self, make: Callable[[float], Processor], sources: dict[str, list[Event]], out: list[Event], recall_s: float
     ) -> None:
         self._make, self.sources, self.out, self._recall_s = make, sources, out, recall_s
         self._committed: dict[str, tuple[int, str]] = {}
-        self.fold, self._trackers = make(0.0), {topic: OffsetTracker(0) for topic in sources}
+        self.processor, self._trackers = make(0.0), {topic: OffsetTracker(0) for topic in sources}
         self.read = dict.fromkeys(sources, 0)
         self.reached = dict.fromkeys(sources, 0)  # what was ever delivered cannot change its place any more
 
@@ -87,49 +85,49 @@ class Stage:
                 times_s = [event.time_s for event in self.sources[topic]]
                 self._committed[topic] = (bisect_left(times_s, now_s - self._recall_s), "")
         committed = {topic: self._committed.get(topic, (0, "")) for topic in self.sources}
-        self.fold = self._make(now_s)
+        self.processor = self._make(now_s)
         self._trackers = {topic: OffsetTracker.restore(*state) for topic, state in committed.items()}
         self.read = {topic: offset for topic, (offset, _) in committed.items()}
         for event in self.out:
             if event.time_s >= now_s - self._recall_s:
-                self.fold.on_own_output(event, record("own", 0, "own"))
+                self.processor.on_own_output(event, record("own", 0, "own"))
         self._again = list(self.sources)[:-1]
 
     _again: Sequence[str] = ()
 
     def deliver(self, most: int, now_s: float, *, dies: bool) -> None:
-        """A turn over up to `most` records a topic; `dies`: a crash after it was folded and before it was written."""
-        turns = []
+        """A transaction over up to `most` records a topic; `dies`: a crash after processing and before the write."""
+        results = []
         for topic, source in self.sources.items():
             limit = len(source) if topic in self._again else self.read[topic] + most
             for offset in range(self.read[topic], min(len(source), limit)):
                 if not self._trackers[topic].is_finished(offset):
                     self._trackers[topic].begin(offset)
-                    turns.append(self.fold.on_event(source[offset], record(topic, offset, topic), now_s))
-                    self._finish(turns[-1])
+                    results.append(self.processor.on_event(source[offset], record(topic, offset, topic), now_s))
+                    self._finish(results[-1])
                 self.read[topic] = offset + 1
                 self.reached[topic] = max(self.reached[topic], self.read[topic])
         self._again = ()
-        due_s = self.fold.next_time_s()
+        due_s = self.processor.next_time_s()
         if due_s is not None and due_s <= now_s:
-            turns.append(self.fold.on_time(now_s))
-            self._finish(turns[-1])
-        self.write(turns, now_s, dies=dies)
+            results.append(self.processor.on_time(now_s))
+            self._finish(results[-1])
+        self.write(results, now_s, dies=dies)
 
-    def _finish(self, turn: ProcessResult) -> None:
-        for ref in turn.finished:
+    def _finish(self, result: ProcessResult) -> None:
+        for ref in result.finished:
             self._trackers[ref.topic].finish(ref.offset)
 
     def observe(self, event: Event, now_s: float) -> None:
-        turn = self.fold.on_side_input(event, record("steps", 0, "steps"), now_s)
-        self._finish(turn)
-        self.write([turn], now_s, dies=False)
+        result = self.processor.on_side_input(event, record("steps", 0, "steps"), now_s)
+        self._finish(result)
+        self.write([result], now_s, dies=False)
 
-    def write(self, turns: Sequence[ProcessResult], now_s: float, *, dies: bool) -> None:
+    def write(self, results: Sequence[ProcessResult], now_s: float, *, dies: bool) -> None:
         if dies:
             self.crash(now_s)
             return
-        self.out += [output.event for turn in turns for output in turn.outputs]
+        self.out += [output.event for result in results for output in result.outputs]
         self._committed = {topic: tracker.commit() for topic, tracker in self._trackers.items()}
 
 

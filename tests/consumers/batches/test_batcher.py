@@ -47,38 +47,38 @@ class Stage:
     finished: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.fold = Batcher(self.settings, (1.0, 0.1))
+        self.processor = Batcher(self.settings, (1.0, 0.1))
 
     def deliver(self, event: Event) -> ProcessResult:
         self.log.append(event)
         return self.process(len(self.log) - 1)
 
     def process(self, offset: int) -> ProcessResult:
-        return self.commit(self.fold.on_event(self.log[offset], record_at("groups", offset), 10.0))
+        return self.commit(self.processor.on_event(self.log[offset], record_at("groups", offset), 10.0))
 
     def train(self, batch: int) -> ProcessResult:
         self.steps.append(step_completed(batch))
-        return self.commit(self.fold.on_side_input(self.steps[-1], record_at("steps", len(self.steps)), 10.0))
+        return self.commit(self.processor.on_side_input(self.steps[-1], record_at("steps", len(self.steps)), 10.0))
 
-    def commit(self, turn: ProcessResult) -> ProcessResult:
-        offsets = [ref.offset for ref in turn.finished]
+    def commit(self, result: ProcessResult) -> ProcessResult:
+        offsets = [ref.offset for ref in result.finished]
         assert len(set(offsets)) == len(offsets)
         assert self.finished.isdisjoint(offsets)
         self.finished.update(offsets)
-        self.outputs.extend(turn.outputs)
-        return turn
+        self.outputs.extend(result.outputs)
+        return result
 
     def crash(self, *, offsets_lost: bool = False) -> None:
-        self.fold = Batcher(self.settings, (1.0, 0.1))
+        self.processor = Batcher(self.settings, (1.0, 0.1))
         for offset, output in enumerate(self.outputs):
-            self.fold.on_own_output(output.event, record_at("batches", offset))
+            self.processor.on_own_output(output.event, record_at("batches", offset))
         if offsets_lost:
             self.finished.clear()
         for offset in range(len(self.log)):
             if offset not in self.finished:
                 self.process(offset)
         for done in self.steps:
-            self.commit(self.fold.on_side_input(done, record_at("steps", 0), 10.0))
+            self.commit(self.processor.on_side_input(done, record_at("steps", 0), 10.0))
 
     @property
     def batches(self) -> list[BatchPlanned]:
@@ -96,10 +96,10 @@ def make(**fields: Any) -> Stage:
 def test_a_batch_is_planned_when_its_groups_are_there() -> None:
     stage = make()
     assert stage.deliver(ready(0, tokens=20, invalid=1)) == ProcessResult()
-    assert stage.fold.waiting(0.0) == ["batch 0 has 1 of 2 groups"]
-    turn = stage.deliver(ready(1, tokens=30, time_s=4.0))
-    assert [ref.offset for ref in turn.finished] == [0, 1]
-    (output,) = turn.outputs
+    assert stage.processor.waiting(0.0) == ["batch 0 has 1 of 2 groups"]
+    result = stage.deliver(ready(1, tokens=30, time_s=4.0))
+    assert [ref.offset for ref in result.finished] == [0, 1]
+    (output,) = result.outputs
     assert (output.topic, output.key) == ("batches", None)
     assert [link.offset for link in output.links] == [0, 1]
     (batch,) = stage.batches
@@ -116,8 +116,8 @@ def test_a_batch_is_planned_when_its_groups_are_there() -> None:
 def test_a_plan_says_which_sequences_are_of_unanimous_groups() -> None:
     stage = make(groups_per_batch=2)
     stage.deliver(ready(0, invalid=1))
-    turn = stage.deliver(msgspec.structs.replace(ready(1), unanimous="wrong"))
-    (plan,) = (output.event for output in turn.outputs)
+    result = stage.deliver(msgspec.structs.replace(ready(1), unanimous="wrong"))
+    (plan,) = (output.event for output in result.outputs)
     assert isinstance(plan, BatchPlanned)
     assert {s.rollout_id: s.unanimous for s in plan.sequences} == {
         "p.0.0": None, "p.0.1": None, "p.1.0": "wrong", "p.1.1": "wrong"
@@ -138,7 +138,7 @@ def test_plans_no_further_ahead_than_asked() -> None:
     for name in range(4):
         stage.deliver(ready(name))
     assert len(stage.batches) == 2
-    assert stage.fold.waiting(0.0) == ["batch 2 waits for the learner to train batch 0"]
+    assert stage.processor.waiting(0.0) == ["batch 2 waits for the learner to train batch 0"]
     stage.train(0)
     stage.train(0)
     assert [batch.batch for batch in stage.batches] == [0, 1, 2]
@@ -167,7 +167,7 @@ def test_a_run_of_n_batches_ends_with_its_last() -> None:
     assert len(stage.batches) == 1
     assert stage.drops == []
     assert stage.finished == {0}
-    assert stage.fold.waiting(0.0) == ["all 1 batches are planned; 2 groups are left over"]
+    assert stage.processor.waiting(0.0) == ["all 1 batches are planned; 2 groups are left over"]
 
 
 def test_numbers_go_on_after_a_restart() -> None:
@@ -195,9 +195,9 @@ def test_a_batch_that_somebody_else_wrote_does_not_move_the_numbers() -> None:
 
 def test_a_group_with_a_sequence_over_the_budget_is_dropped_as_invalid() -> None:
     stage = make()
-    turn = stage.deliver(ready(0, tokens=101))
+    result = stage.deliver(ready(0, tokens=101))
     assert [drop.reason for drop in stage.drops] == ["invalid"]
-    assert turn.finished == (Ref("groups", 0, 0),)
+    assert result.finished == (Ref("groups", 0, 0),)
 
 
 def test_other_events_are_finished_at_once() -> None:

@@ -60,7 +60,7 @@ class Stage:
     now_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.fold = Aggregator(self.settings)
+        self.processor = Aggregator(self.settings)
 
     def deliver(self, event: RolloutScored | GroupRequested) -> ProcessResult:
         self.log.append(event)
@@ -73,32 +73,32 @@ class Stage:
             topic, 0, offset, event.group_id.encode(), encode(event), {}, self.written_s.get(offset, self.now_s)
         )
         self.written_s.setdefault(offset, self.now_s)
-        return self.commit(self.fold.on_event(event, record, self.now_s))
+        return self.commit(self.processor.on_event(event, record, self.now_s))
 
     def scores(self) -> set[int]:
         return {offset for offset, event in enumerate(self.log) if isinstance(event, RolloutScored)}
 
-    def commit(self, turn: ProcessResult) -> ProcessResult:
-        offsets = [ref.offset for ref in turn.finished]
+    def commit(self, result: ProcessResult) -> ProcessResult:
+        offsets = [ref.offset for ref in result.finished]
         assert len(set(offsets)) == len(offsets)
         assert self.finished.isdisjoint(offsets)
         self.finished.update(offsets)
-        self.outputs.extend(turn.outputs)
-        return turn
+        self.outputs.extend(result.outputs)
+        return result
 
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
-        due_s = self.fold.next_time_s()
+        due_s = self.processor.next_time_s()
         if due_s is not None and due_s <= self.now_s:
-            self.commit(self.fold.on_time(self.now_s))
+            self.commit(self.processor.on_time(self.now_s))
 
     def crash(self, known_since_s: float = -math.inf, *, offsets_lost: bool = False) -> None:
         """Recalls what it wrote from `known_since_s` on; the requests that are not finished come first."""
-        self.fold = Aggregator(self.settings, known_since_s)
+        self.processor = Aggregator(self.settings, known_since_s)
         for offset, output in enumerate(self.outputs):
             if output.event.time_s >= known_since_s:
-                self.fold.on_own_output(output.event, record_at("groups", offset, time_s=self.now_s))
-        if offsets_lost:  # the runner passes over the requests that are older than what is recalled
+                self.processor.on_own_output(output.event, record_at("groups", offset, time_s=self.now_s))
+        if offsets_lost:  # the runner passes over the requests that are older than the tail
             self.finished = {
                 offset
                 for offset, event in enumerate(self.log)

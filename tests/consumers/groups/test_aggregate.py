@@ -26,14 +26,14 @@ from tests.consumers.groups.stage import Stage, ends_of, request, score
 def test_a_complete_group_closes_at_once_and_finishes_its_scores() -> None:
     stage = Stage(GroupSettings())
     assert stage.deliver(score(index=0, reward=1.0)) == ProcessResult()
-    turn = stage.deliver(score(index=1, reward=0.0))
-    assert [ref.offset for ref in turn.finished] == [0, 1]
-    (output,) = turn.outputs
+    result = stage.deliver(score(index=1, reward=0.0))
+    assert [ref.offset for ref in result.finished] == [0, 1]
+    (output,) = result.outputs
     assert isinstance(output.event, GroupReady)
     assert (output.topic, output.key) == ("groups", "p.0")
     assert [record.offset for record in output.links] == [0, 1]
-    assert stage.fold.next_time_s() is None
-    assert stage.fold.waiting(0.0) == []
+    assert stage.processor.next_time_s() is None
+    assert stage.processor.waiting(0.0) == []
 
 
 def test_the_same_rollout_scored_again_is_finished_without_a_word() -> None:
@@ -81,7 +81,7 @@ def test_says_what_it_waits_for() -> None:
     stage.deliver(request("o.0", requested_s=3000.0))
     stage.pass_time(41.0)
     stage.deliver(score("q.0", deadline_s=5400.0))
-    assert stage.fold.waiting(3641.0) == [
+    assert stage.processor.waiting(3641.0) == [
         "waits for 1 of 2 rollouts of group p.0 since 41 s and for 3559 s more; 2 other groups are open",
     ]
 
@@ -92,13 +92,15 @@ def test_what_does_not_belong_is_poison() -> None:
         stage.deliver(score(index=2))
     step = step_completed(0)
     with pytest.raises(Poison, match="StepCompleted is not RolloutScored"):
-        stage.fold.on_event(step, record_at("scores"), 0.0)
+        stage.processor.on_event(step, record_at("scores"), 0.0)
 
 
 def test_a_group_of_which_nothing_comes_ends_as_expired() -> None:
     stage = Stage(GroupSettings(unheard_s=60.0))
     assert stage.deliver(request("p.0", requested_s=5.0)) == ProcessResult()
-    assert stage.fold.waiting(46.0) == ["waits for the first of 2 rollouts of group p.0 since 46 s and for 119 s more"]
+    assert stage.processor.waiting(46.0) == [
+        "waits for the first of 2 rollouts of group p.0 since 46 s and for 119 s more"
+    ]
     stage.crash()
     stage.pass_time(164.0)
     assert stage.events == []
@@ -118,18 +120,18 @@ def test_a_request_is_finished_with_its_group_and_a_second_one_at_once() -> None
     stage.deliver(score(index=0))
     assert stage.deliver(request()) == ProcessResult()
     assert stage.deliver(request()).finished == (Ref("prompts", 0, 2),)
-    turn = stage.deliver(score(index=1, reward=0.0))
-    assert set(turn.finished) == {Ref("scores", 0, 0), Ref("scores", 0, 3), Ref("prompts", 0, 1)}
+    result = stage.deliver(score(index=1, reward=0.0))
+    assert set(result.finished) == {Ref("scores", 0, 0), Ref("scores", 0, 3), Ref("prompts", 0, 1)}
     assert stage.deliver(request()).finished == (Ref("prompts", 0, 4),)
-    assert stage.fold.next_time_s() is None
+    assert stage.processor.next_time_s() is None
 
 
 def test_the_first_score_gives_an_unheard_group_its_ordinary_deadline() -> None:
     stage = Stage(GroupSettings(unheard_s=60.0))
     stage.deliver(request(samples=3, deadline_s=100.0))
-    assert stage.fold.next_time_s() == 160.0
+    assert stage.processor.next_time_s() == 160.0
     stage.deliver(score(index=0, samples=3))
-    assert stage.fold.next_time_s() == 100.0
+    assert stage.processor.next_time_s() == 100.0
     stage.pass_time(100.0)
     (end,) = stage.events
     assert isinstance(end, GroupDropped)

@@ -13,8 +13,8 @@ def crowded() -> Stage:
 
 def close_another(stage: Stage) -> None:
     for index in range(2):
-        turn = stage.deliver(score("q.0", index, reward=float(index), requested_s=10.0))
-    assert isinstance(turn.outputs[0].event, GroupReady)
+        result = stage.deliver(score("q.0", index, reward=float(index), requested_s=10.0))
+    assert isinstance(result.outputs[0].event, GroupReady)
 
 
 def test_a_duplicate_of_an_open_group_is_known_as_long_as_the_group_is_open_and_after_it() -> None:
@@ -40,7 +40,7 @@ def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
         disposition="duplicate",
         time_s=50.0,
     )
-    stage.fold.on_own_output(told, record_at("groups"))
+    stage.processor.on_own_output(told, record_at("groups"))
     close_another(stage)
     (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs
     assert isinstance(end.event, RolloutDisposed) and end.event.disposition == "expired"

@@ -38,7 +38,7 @@ async def test_nothing_of_an_aborted_transaction_is_seen(log: Log) -> None:
     await successor.close()
 
 
-async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
+async def test_the_tail_is_read_past_transaction_markers(log: Log) -> None:
     writer = TransactionalWriter(log, f"{log.settings.run}.steps")
     await writer.open()
     for number in range(5):
@@ -50,7 +50,7 @@ async def test_recall_reads_the_tail_past_transaction_markers(log: Log) -> None:
     assert len(steps) <= 4
 
 
-async def test_recall_goes_further_back_until_it_holds_what_is_wanted(log: Log) -> None:
+async def test_a_tail_is_read_from_further_back_until_it_holds_what_is_wanted(log: Log) -> None:
     """A batch number must not begin at 0 again because much else was written behind the last batch."""
     writer = TransactionalWriter(log, f"{log.settings.run}.steps")
     await writer.open()

@@ -146,19 +146,19 @@ class Pairs:
         return [f"waits for the second score of {group}" for group in self.open]
 
 
-FOLD = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=3600.0), "one")
+PAIRS = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=3600.0), "one")
 
 
-async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_path: Path) -> None:
+async def test_a_processor_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_path: Path) -> None:
     async with Writer(log) as writer:
         for group in ("a", "b", "c"):
             await writer.write(scored(group, 0))
         await writer.write(scored("b", 1))
         await writer.write(step(0))
-    fold = Pairs()
+    processor = Pairs()
     async with service_of(log, tmp_path) as service:
-        task = service.spawn(run_processor(service, FOLD, lambda _: fold), "fold")
-        await until("b is closed", lambda: sorted(fold.open) == ["a", "c"] and fold.steps == [0])
+        task = service.spawn(run_processor(service, PAIRS, lambda _: processor), "processor")
+        await until("b is closed", lambda: sorted(processor.open) == ["a", "c"] and processor.steps == [0])
         async with asyncio.timeout(60):
             while not await everything(log, "groups"):
                 pass
@@ -168,7 +168,7 @@ async def test_a_fold_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_pa
         await writer.write(scored("a", 1))
     again = Pairs()
     async with service_of(log, tmp_path) as service:
-        task = service.spawn(run_processor(service, FOLD, lambda _: again), "fold")
+        task = service.spawn(run_processor(service, PAIRS, lambda _: again), "processor")
         await until("a is closed", lambda: sorted(again.open) == ["c"])
         assert "waits for the second score of c" in service.waits(time.time())
         service.stopping.set()

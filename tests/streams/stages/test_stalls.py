@@ -40,7 +40,7 @@ class Hoard(Pairs):
 
 
 @pytest.mark.timeout(120)  # a stage that does not stop spins, so that no other deadline is heard
-async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
+async def test_a_processor_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a transaction is written, records queue up: they are begun later, and the metadata must hold them."""
@@ -56,7 +56,7 @@ async def test_a_fold_counts_what_it_has_read_ahead_and_stops_while_it_is_full(
     hoard = Hoard()
     async with service_of(log, tmp_path) as service:
         task = service.spawn(
-            run_processor(service, ProcessorSpec("hoard", "scores", tasks="one"), lambda _: hoard), "fold"
+            run_processor(service, ProcessorSpec("hoard", "scores", tasks="one"), lambda _: hoard), "processor"
         )
         await until("it reads no more", lambda: any("reads no more" in line for line in service.waits(0.0)))
         await asyncio.sleep(1.5)
@@ -69,7 +69,7 @@ async def work(service: ServiceContext) -> None:
     await run_worker(service, SPEC, Collector())
 
 
-async def fold(service: ServiceContext) -> None:
+async def processor(service: ServiceContext) -> None:
     await run_processor(service, ProcessorSpec("pairs", "scores", tasks="one"), lambda _: Pairs())
 
 
@@ -80,7 +80,7 @@ class Bystander(Pairs):
         return ProcessResult()
 
 
-async def fold_beside(service: ServiceContext) -> None:
+async def processor_beside(service: ServiceContext) -> None:
     """With the stuck topic at its side."""
     await run_processor(service, ProcessorSpec("pairs", "groups", ("scores",), tasks="one"), lambda _: Bystander())
 
@@ -89,7 +89,7 @@ async def follower(service: ServiceContext) -> None:
     await follow(service, ["scores"], on=lambda event, record: None)
 
 
-@pytest.mark.parametrize("serve", [fold, follower])
+@pytest.mark.parametrize("serve", [processor, follower])
 async def test_who_reads_on_and_whose_reader_is_stuck_ends(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
@@ -111,7 +111,7 @@ async def test_who_reads_on_and_whose_reader_is_stuck_ends(
     assert raised.group_contains(StreamsError, match=r"scores/\d ends at 1 and has been read no further than 0")
 
 
-@pytest.mark.parametrize("serve", [work, fold, fold_beside])
+@pytest.mark.parametrize("serve", [work, processor, processor_beside])
 async def test_one_stuck_partition_among_busy_ones_is_noticed(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[ServiceContext], Awaitable[None]]
 ) -> None:
@@ -166,7 +166,7 @@ class Endless(Pairs):
         return super().on_event(event, record, now_s)
 
 
-async def test_a_fold_that_does_not_return_ends_its_process(
+async def test_a_processor_that_does_not_return_ends_its_process(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = Endless()
@@ -175,7 +175,9 @@ async def test_a_fold_that_does_not_return_ends_its_process(
     async with Writer(log) as writer:
         ref = await writer.write(scored("a", 0))
     async with asyncio.timeout(90), service_of(log, tmp_path) as service:
-        service.spawn(run_processor(service, ProcessorSpec("pairs", "scores", tasks="one"), lambda _: endless), "fold")
+        service.spawn(
+            run_processor(service, ProcessorSpec("pairs", "scores", tasks="one"), lambda _: endless), "processor"
+        )
         await until("it was noticed", endless.ended.is_set)
     assert endless.why == [f"pairs processes {place(ref)}: nothing else ran for 0.6 s"]
 
@@ -193,8 +195,8 @@ async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Pat
             return [sum(admin.lag(f"{run}.{stage}", [f"{run}.scores"]).values()) for stage in ("pairs", "collect")]
 
     async with service_of(log, tmp_path) as service:
-        fold = ProcessorSpec("pairs", "scores", (), None, "one")
-        tasks = [service.spawn(run_processor(service, fold, lambda _: Pairs()), "fold")]
+        processor = ProcessorSpec("pairs", "scores", (), None, "one")
+        tasks = [service.spawn(run_processor(service, processor, lambda _: Pairs()), "processor")]
         tasks.append(service.spawn(run_worker(service, SPEC, Collector()), "worker"))
         async with asyncio.timeout(60):
             while await asyncio.to_thread(lags) != [0, 0]:
