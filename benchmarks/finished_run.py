@@ -37,11 +37,7 @@ def main() -> None:
         if first_s <= time_s < last_s:
             windows[int((time_s - first_s) / 5)] = windows.get(int((time_s - first_s) / 5), 0) + count
     between_s = [b.time_s - a.time_s for a, b in itertools.pairwise(steps)]
-    pauses_ms = sorted(
-        1000 * event.pause_s
-        for event in applied
-        if event.version > 0 and event.canary_logprobs is None and event.refused is None
-    )
+    pauses_ms = sorted(1000 * event.pause_s for event in applied if event.version > 0)
     figures = {
         "steps": len(steps),
         "rollouts_per_step": round(statistics.mean(step.sequences for step in steps), 1),

@@ -5,7 +5,10 @@ from schemas.codec import MAX_EVENT_BYTES, MAX_LETTER_BYTES, check_schema, decod
 from schemas.errors import EachpromptError, SchemaError, UndecodableError
 from schemas.events import (
     BatchPlanned,
+    CanaryScored,
     DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
     Event,
     GroupDropped,
     GroupEvaluated,
@@ -17,6 +20,9 @@ from schemas.events import (
     StepCompleted,
     WeightsApplied,
     WeightsPublished,
+    WeightsRefused,
+    application_in,
+    report_key,
 )
 from schemas.identity import group_id, prompt_id, rollout_id, sampling_seed
 from schemas.parts import (
@@ -47,7 +53,10 @@ __all__ = [
     "BatchPlanned",
     "BlobRef",
     "Canary",
+    "CanaryScored",
     "DeadLetter",
+    "DeadLetterPurged",
+    "DeadLetterReplayed",
     "Disposition",
     "EachpromptError",
     "EngineInfo",
@@ -79,12 +88,15 @@ __all__ = [
     "WeightSpan",
     "WeightsApplied",
     "WeightsPublished",
+    "WeightsRefused",
+    "application_in",
     "check_schema",
     "decode",
     "encode",
     "group_id",
     "partition_of",
     "prompt_id",
+    "report_key",
     "rollout_id",
     "sampling_seed",
     "schema_header",

@@ -6,7 +6,8 @@ from typing import Final
 import msgspec
 
 from schemas.errors import UndecodableError
-from schemas.events import Event
+from schemas.events import Event, OnWire
+from schemas.events.earlier_forms import AnyDeadLetter, AnyWeightsApplied
 
 SCHEMA_VERSION: Final = 1
 """The major version, in every record's `schema` header: `<type>/<major>` or `<type>/<major>.<minor>`.
@@ -21,7 +22,7 @@ MAX_LETTER_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
 """A dead letter holds a record of whatever size a topic takes, and says a little about it."""
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_decoder: msgspec.msgpack.Decoder[OnWire] = msgspec.msgpack.Decoder(OnWire)
 
 
 def encode(event: Event) -> bytes:
@@ -30,17 +31,21 @@ def encode(event: Event) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> Event:
-    """The event in `data`; its arrays are views into it. UndecodableError: anything else, in one sentence."""
+    """The event in `data`; its arrays are views into it. UndecodableError: anything else, in one sentence.
+
+    A record whose type said several things in earlier versions comes as the event that it means.
+    """
     if len(data) > MAX_LETTER_BYTES:
         raise UndecodableError(f"record of {len(data)} bytes is over the limit of {MAX_LETTER_BYTES}")
     try:
-        return _decoder.decode(data)
+        event = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise UndecodableError(f"record of {len(data)} bytes is no event: {error}") from error
     except RecursionError as error:
         raise UndecodableError(f"record of {len(data)} bytes is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UndecodableError(f"record of {len(data)} bytes holds text that is not UTF-8: {error}") from error
+    return event.upcast() if isinstance(event, AnyWeightsApplied | AnyDeadLetter) else event
 
 
 def schema_header(event: Event) -> bytes:

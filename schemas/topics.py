@@ -7,7 +7,10 @@ from typing import Final, Literal
 
 from schemas.events import (
     BatchPlanned,
+    CanaryScored,
     DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
     EventBase,
     GroupDropped,
     GroupEvaluated,
@@ -19,6 +22,7 @@ from schemas.events import (
     StepCompleted,
     WeightsApplied,
     WeightsPublished,
+    WeightsRefused,
 )
 
 
@@ -47,8 +51,8 @@ TOPICS: Final[dict[str, Topic]] = {
         Topic("batches", None, (BatchPlanned, GroupDropped), False, "delete"),
         Topic("steps", None, (StepCompleted,), False, "delete"),
         Topic("weights", "version", (WeightsPublished,), False, "compact"),
-        Topic("applied", "producer_id", (WeightsApplied,), False, "compact"),
-        Topic("dead-letters", "source", (DeadLetter,), False, "delete"),
+        Topic("applied", "producer_id", (WeightsApplied, CanaryScored, WeightsRefused), False, "compact"),
+        Topic("dead-letters", "source", (DeadLetter, DeadLetterReplayed, DeadLetterPurged), False, "delete"),
     )
 }
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
-from schemas import DeadLetter, Ref
+from schemas import DeadLetter, DeadLetterPurged, DeadLetterReplayed, Ref
 from schemas.services import SERVICES, readers
 
 ROLLOUT_TOPICS: Final = ("rollouts", "scores", "groups")
@@ -32,15 +32,15 @@ class DeadEnds:
         self._rollouts: dict[Ref, list[Ref]] = {}
         self._replayed: dict[Ref, Ref] = {}
 
-    def add(self, dead: DeadLetter, rollouts: list[Ref]) -> None:
-        """Add a dead letter and the rollouts that it disposes of."""
+    def add(self, dead: DeadLetter | DeadLetterReplayed | DeadLetterPurged, rollouts: list[Ref]) -> None:
+        """Add a dead letter, or what was done with it, and the rollouts that it disposes of."""
         if dead.source.topic not in _READERS:
             return
-        if dead.replayed is not None:
+        if not isinstance(dead, DeadLetter) and dead.replayed is not None:
             self._replayed[dead.source] = dead.replayed
         elif rollouts:
             self._rollouts[dead.source] = rollouts
-        elif dead.key is not None:
+        elif not isinstance(dead, DeadLetterReplayed) and dead.key is not None:
             self._keys[dead.source] = dead.key
 
     def judge(self, finished: Callable[[str, Ref], bool] | None) -> "StandingEnds":

@@ -26,6 +26,8 @@ from schemas import (
     TOPICS,
     BatchPlanned,
     DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
     Disposition,
     Event,
     GroupDropped,
@@ -107,7 +109,7 @@ class Ledger:
                     self._note("planned", sequence.rollout, sequence.rollout_id, ref)
             case StepCompleted():
                 self._add_step(ref, event)
-            case DeadLetter():
+            case DeadLetter() | DeadLetterReplayed() | DeadLetterPurged():
                 if event.stage == "learner" and event.source.topic == "batches":
                     self._passed_over.add(Ref(*event.source))
                 rollouts = dead_rollouts(event)

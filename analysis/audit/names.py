@@ -4,7 +4,17 @@ from typing import Final
 
 import msgspec
 
-from schemas import BatchPlanned, DeadLetter, GroupReady, Ref, RolloutScored, UndecodableError, decode
+from schemas import (
+    BatchPlanned,
+    DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
+    GroupReady,
+    Ref,
+    RolloutScored,
+    UndecodableError,
+    decode,
+)
 
 
 class _RolloutName(msgspec.Struct, frozen=True, tag_field="type", tag="RolloutCompleted"):
@@ -24,7 +34,7 @@ def rollout_name(value: bytes | memoryview) -> str | None:
         return None
 
 
-def dead_rollouts(dead: DeadLetter) -> list[Ref]:
+def dead_rollouts(dead: DeadLetter | DeadLetterReplayed | DeadLetterPurged) -> list[Ref]:
     """The rollouts that a dead letter disposes of: the refused rollout, or those in the refused score, group or batch.
 
     The learner's dead letters dispose of none: what it refuses is in its step's `rejected`. The note of a purge lists
@@ -32,10 +42,12 @@ def dead_rollouts(dead: DeadLetter) -> list[Ref]:
     """
     if dead.stage == "learner":
         return []
-    if dead.purged:
+    if isinstance(dead, DeadLetterPurged):
         return list(dead.ends)
     if dead.source.topic == "rollouts":
         return [dead.source]
+    if isinstance(dead, DeadLetterReplayed):
+        return []
     try:
         refused = decode(dead.data)
     except UndecodableError:

@@ -13,7 +13,16 @@ from aiokafka.errors import KafkaError, ProducerFenced
 from analysis.audit.names import dead_rollouts
 from analysis.errors import AnalysisError, RequestError
 from analysis.history.run_log import RunLog
-from schemas import TOPICS, DeadLetter, Ref, UndecodableError, encode, schema_header
+from schemas import (
+    TOPICS,
+    DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
+    Ref,
+    UndecodableError,
+    encode,
+    schema_header,
+)
 from streams.errors import Poison, StreamsError
 from streams.log.admin import Admin, TopicPartition
 from streams.log.aiokafka_fixes import close
@@ -72,22 +81,37 @@ def read_dead_letters(log: RunLog, keep: Collection[str] = ()) -> dict[str, Dead
             event = event_of(record)
         except (UndecodableError, Poison):
             continue  # the dispatcher writes a dead letter about it
-        assert isinstance(event, DeadLetter)
+        assert isinstance(event, DeadLetter | DeadLetterReplayed | DeadLetterPurged)
         name = place(event.source)
         known = found.get(name)
-        if event.purged:
-            # The note of a purge; the dead letter itself is deleted after it, or already was.
-            before = known or DeadLetterEntry(event, record.ref, 0, event.ends)
-            found[name] = dataclasses.replace(before, purged=True, replayed=event.replayed or before.replayed)
-        elif event.replayed is not None:
-            if known is not None:
-                found[name] = dataclasses.replace(known, replayed=event.replayed)
-        elif known is None:
-            ends, size = tuple(dead_rollouts(event)), len(event.data)
-            if name not in keep:
-                event = msgspec.structs.replace(event, data=b"")
-            found[name] = DeadLetterEntry(event, record.ref, size, ends)
+        match event:
+            case DeadLetterPurged():
+                # The dead letter itself is deleted after this note, or already was.
+                before = known or DeadLetterEntry(_remains(event), record.ref, 0, event.ends)
+                found[name] = dataclasses.replace(before, purged=True, replayed=event.replayed or before.replayed)
+            case DeadLetterReplayed():
+                if known is not None:
+                    found[name] = dataclasses.replace(known, replayed=event.replayed)
+            case DeadLetter():
+                if known is None:
+                    ends, size = tuple(dead_rollouts(event)), len(event.data)
+                    if name not in keep:
+                        event = msgspec.structs.replace(event, data=b"")
+                    found[name] = DeadLetterEntry(event, record.ref, size, ends)
     return found
+
+
+def _remains(note: DeadLetterPurged) -> DeadLetter:
+    """The dead letter without its record, as far as the note of its purge tells it."""
+    return DeadLetter(
+        source=note.source,
+        stage=note.stage,
+        error=note.error,
+        data=b"",
+        time_s=note.refused_s,
+        key=note.key,
+        attempts=note.attempts,
+    )
 
 
 def chosen(entries: dict[str, DeadLetterEntry], ids: Iterable[str]) -> list[DeadLetterEntry]:
@@ -98,7 +122,7 @@ def chosen(entries: dict[str, DeadLetterEntry], ids: Iterable[str]) -> list[Dead
     return [entries[name] for name in ids]
 
 
-def replay(log: RunLog, partitions: int, entries: Iterable[DeadLetterEntry]) -> dict[str, Ref]:
+def put_back(log: RunLog, partitions: int, entries: Iterable[DeadLetterEntry]) -> dict[str, Ref]:
     """Write each record to its topic again, with its partition, key, headers and history; returns id → its new place.
 
     The record and the note of its replay are one transaction. All callers have one transactional id: whoever comes
@@ -108,10 +132,10 @@ def replay(log: RunLog, partitions: int, entries: Iterable[DeadLetterEntry]) -> 
     wanted = list({entry.id: entry for entry in entries}.values())
     for entry in wanted:
         _check_replayable(entry, partitions)
-    return asyncio.run(_replay(log, partitions, wanted))
+    return asyncio.run(_put_back(log, partitions, wanted))
 
 
-async def _replay(log: RunLog, partitions: int, entries: list[DeadLetterEntry]) -> dict[str, Ref]:
+async def _put_back(log: RunLog, partitions: int, entries: list[DeadLetterEntry]) -> dict[str, Ref]:
     client = Log(LogSettings(log.bootstrap, log.run, partitions), "eachprompt-dlq")
     producer = client.producer(f"{log.run}.dlq")
     placed: dict[str, Ref] = {}
@@ -133,7 +157,7 @@ async def _replay(log: RunLog, partitions: int, entries: list[DeadLetterEntry]) 
                     headers=replay_headers(event),
                 )
                 ref = Ref(event.source.topic, sent.partition, sent.offset)
-                note = msgspec.structs.replace(event, data=b"", headers={}, replayed=ref, time_s=time.time())
+                note = DeadLetterReplayed(source=event.source, stage=event.stage, replayed=ref, time_s=time.time())
                 await producer.send_and_wait(
                     client.full(TOPIC), encode(note), entry.id.encode(), partition=0, headers=_note_headers(log, note)
                 )
@@ -192,15 +216,25 @@ def _is_needed(log: RunLog, entry: DeadLetterEntry, cut: int, starts: dict[Topic
     return entry.ref.offset < cut and source.offset >= start
 
 
-def _purge_note(entry: DeadLetterEntry) -> DeadLetter:
+def _purge_note(entry: DeadLetterEntry) -> DeadLetterPurged:
     """The note that a purged dead letter leaves."""
     event = entry.event
     # A replayed score or group is disposed of by its stage again; a replayed rollout is another record.
     ends = () if entry.replayed is not None and event.source.topic != "rollouts" else entry.ends
-    return msgspec.structs.replace(event, data=b"", headers={}, replayed=entry.replayed, purged=True, ends=ends)
+    return DeadLetterPurged(
+        source=event.source,
+        stage=event.stage,
+        error=event.error,
+        refused_s=event.time_s,
+        time_s=time.time(),
+        key=event.key,
+        attempts=event.attempts,
+        ends=ends,
+        replayed=entry.replayed,
+    )
 
 
-async def _write_notes(log: RunLog, notes: list[DeadLetter]) -> None:
+async def _write_notes(log: RunLog, notes: list[DeadLetterPurged]) -> None:
     if not notes:
         return
     client = Log(LogSettings(log.bootstrap, log.run, 1), "eachprompt-dlq")
@@ -218,7 +252,7 @@ async def _write_notes(log: RunLog, notes: list[DeadLetter]) -> None:
         await close(producer.stop(), 5.0)
 
 
-def _note_headers(log: RunLog, event: DeadLetter) -> list[tuple[str, bytes]]:
+def _note_headers(log: RunLog, event: DeadLetterReplayed | DeadLetterPurged) -> list[tuple[str, bytes]]:
     return [(names.SCHEMA, schema_header(event)), (names.RUN_HEADER, log.run.encode())]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from analysis.errors import AnalysisError, RequestError
-from analysis.history.weight_versions import Published
+from analysis.history.weight_versions import WeightVersions
 from streams.blobs.store import BlobStore
 from streams.weights import StoredTensor, apply_deltas, chain_to, fetch_anchor, read_file, write_file
 from streams.weights.blocks import to_bf16
@@ -17,7 +17,7 @@ _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json"
 """Name endings of the model directory's own weights; all its other files are copied into the export."""
 
 
-def export(published: Published, version: int, model: Path, blobs: BlobStore, out: Path) -> list[str]:
+def export(published: WeightVersions, version: int, model: Path, blobs: BlobStore, out: Path) -> list[str]:
     """Write `version` to `out`, all of it or nothing, with the configuration and tokenizer of `model`.
 
     Returns the files' names. FP8 blocks become bfloat16. Multi-token prediction heads, which are not trained, are

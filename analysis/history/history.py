@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from schemas import (
     BatchPlanned,
+    CanaryScored,
     DeadLetter,
     Event,
     GroupDropped,
@@ -27,6 +28,8 @@ from schemas import (
     StepCompleted,
     WeightsApplied,
     WeightsPublished,
+    WeightsRefused,
+    application_in,
 )
 
 
@@ -110,9 +113,10 @@ class History:
                 self.steps.setdefault(event.step, event)
             case WeightsPublished():
                 self.published.setdefault(event.version, event)
-            case WeightsApplied():
-                self.applied.setdefault((event.producer_id, event.version), event)
-            case DeadLetter(replayed=None, purged=False):
+            case WeightsApplied() | CanaryScored() | WeightsRefused():
+                if (applied := application_in(event)) is not None:
+                    self.applied.setdefault((applied.producer_id, applied.version), applied)
+            case DeadLetter():
                 self.dead_letters[ref] = f"{event.stage}: {event.error}"
 
     def evaluated(self, evaluation: int) -> tuple[float, int] | None:

@@ -8,16 +8,17 @@ import numpy as np
 
 from analysis.history.records import clock
 from analysis.history.run_log import RunLog
-from schemas import WeightsApplied, WeightsPublished
+from schemas import CanaryScored, NDArray, WeightsPublished, application_in
 from streams.weights import chain_to
 
 
 @dataclass
-class Published:
-    """Publications by version, and the producers' reports of applying them by (version, producer id)."""
+class WeightVersions:
+    """Publications by version; by (version, producer id) who applied them, and the producers' canary log-probs."""
 
     events: dict[int, WeightsPublished] = field(default_factory=dict)
-    applied: dict[tuple[int, str], WeightsApplied] = field(default_factory=dict)
+    applied: set[tuple[int, str]] = field(default_factory=set)
+    scored: dict[tuple[int, str], NDArray] = field(default_factory=dict)
 
     def ranges(self) -> str:
         """The published versions as text: `1 to 5, 8`."""
@@ -36,11 +37,7 @@ class Published:
     def drift(self, version: int) -> float | None:
         """The largest mean |Δ log p| of any producer's canary at `version`; None where no producer scored it."""
         canary = self.events[version].canary
-        measured = [
-            event.canary_logprobs.numpy()
-            for (applied, _), event in self.applied.items()
-            if applied == version and event.canary_logprobs is not None
-        ]
+        measured = [logprobs.numpy() for (scored, _), logprobs in self.scored.items() if scored == version]
         if canary is None or not measured:
             return None
         own = canary.logprobs.numpy()
@@ -49,7 +46,7 @@ class Published:
             for other in measured
         )
 
-    def described(self, version: int) -> dict[str, Any]:
+    def report_row(self, version: int) -> dict[str, Any]:
         """One version as plain values, for tables and JSON."""
         event = self.events[version]
         drift = self.drift(version)
@@ -66,15 +63,15 @@ class Published:
         }
 
 
-def read_published(log: RunLog) -> Published:
+def read_weight_versions(log: RunLog) -> WeightVersions:
     """Read `weights` and `applied` to their present ends. StreamsError: the broker cannot be read."""
-    published = Published()
+    found = WeightVersions()
     for event, _ in log.events("weights"):
         if isinstance(event, WeightsPublished):
-            published.events[event.version] = event
+            found.events[event.version] = event
     for event, _ in log.events("applied"):
-        if isinstance(event, WeightsApplied) and event.refused is None:
-            key = event.version, event.producer_id
-            if event.canary_logprobs is not None or key not in published.applied:
-                published.applied[key] = event
-    return published
+        if (applied := application_in(event)) is not None:
+            found.applied.add((applied.version, applied.producer_id))
+        if isinstance(event, CanaryScored):
+            found.scored[event.version, event.producer_id] = event.logprobs
+    return found

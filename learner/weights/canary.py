@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from learner.model.packed_row import PackedRow, Rollout, pack_rollouts
 from learner.model.policy import Policy
 from learner.ranks.group import RankGroup
-from schemas import Canary, Event, NDArray, WeightsApplied, WeightsPublished
+from schemas import Canary, CanaryScored, Event, NDArray, WeightsPublished, WeightsRefused
 from streams.record import Record
 
 logger = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ Ids = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 class CanarySet:
-    """The learner's half: the set, chosen once from the first batch of a run, and what the present weights say of it.
+    """The learner's half: the set, chosen once from the first batch of a run, and its scores under the present weights.
 
-    Real rollouts and not random tokens: on what a policy never says, rounding alone moves log-probs by tenths (0.25 on
-    the demo's model with an FP8 KV cache), and a fault has to be larger than that to be seen.
+    Real rollouts and not random tokens: on what a policy never generates, rounding alone moves log-probs by tenths
+    (0.25 on the demo's model with an FP8 KV cache), and a fault has to be larger than that to be seen.
     """
 
     def __init__(self, policy: Policy, ranks: RankGroup, ids: Ids | None) -> None:
-        """`ids`: the set that an earlier life published."""
+        """`ids`: the set that an earlier process published."""
         self._policy = policy
         self._ranks = ranks
         self._ids = ids
@@ -48,7 +48,7 @@ class CanarySet:
         if self._ids is None:
             # Every rank proposes of what it has, and all take the first proposal.
             proposals = self._ranks.exchange(msgspec.json.encode(choose(micro_batches)))
-            chosen = next((found for said in proposals if (found := msgspec.json.decode(said))), None)
+            chosen = next((found for each in proposals if (found := msgspec.json.decode(each))), None)
             if chosen is None:
                 return None
             self._ids = np.array(chosen, np.uint32)
@@ -104,10 +104,10 @@ class Drift:
 
 
 class CanaryWatch:
-    """Compares what producers say with what was published, both read from the log, in whichever order they come.
+    """Compares producers' scores with the published ones, both read from the log, in whichever order they come.
 
-    A drift whose mean is above `bound` is logged and counted; figures go to `gauge`. `on_refused` is told of a version
-    that a producer could not use.
+    A drift whose mean is above `bound` is logged and counted; figures go to `gauge`. `on_refused` is called with
+    a version that a producer could not use.
     """
 
     def __init__(self, bound: float, gauge: Callable[[str, float], None], on_refused: Callable[[int], None]) -> None:
@@ -116,30 +116,29 @@ class CanaryWatch:
         self._gauge = gauge
         self._on_refused = on_refused
         self._published: dict[int, Canary] = {}
-        self._said: dict[tuple[int, str], NDArray] = {}
+        self._scored: dict[tuple[int, str], NDArray] = {}
 
     def on_event(self, event: Event, record: Record) -> None:
         """A record of `weights` or `applied`."""
         if isinstance(event, WeightsPublished) and event.canary is not None:
             self._published[event.version] = event.canary
-            for version, producer_id in [key for key in self._said if key[0] == event.version]:
+            for version, producer_id in [key for key in self._scored if key[0] == event.version]:
                 self._compare(version, producer_id)
             for version in sorted(self._published)[:-_KEPT_VERSIONS]:
                 del self._published[version]
-        elif isinstance(event, WeightsApplied):
-            if event.refused is not None:
-                self._on_refused(event.refused)
-            if event.canary_logprobs is not None:
-                self._said[event.version, event.producer_id] = event.canary_logprobs
-                self._compare(event.version, event.producer_id)
-                for key in sorted(self._said)[:-_KEPT_VERSIONS]:
-                    del self._said[key]
+        elif isinstance(event, WeightsRefused):
+            self._on_refused(event.version)
+        elif isinstance(event, CanaryScored):
+            self._scored[event.version, event.producer_id] = event.logprobs
+            self._compare(event.version, event.producer_id)
+            for key in sorted(self._scored)[:-_KEPT_VERSIONS]:
+                del self._scored[key]
 
     def _compare(self, version: int, producer_id: str) -> None:
         canary = self._published.get(version)
         if canary is None:
             return
-        drift = compare(canary, self._said.pop((version, producer_id)), version, producer_id)
+        drift = compare(canary, self._scored.pop((version, producer_id)), version, producer_id)
         self._gauge(f"canary_drift_{producer_id}", drift.mean)
         self._gauge(f"canary_drift_max_{producer_id}", drift.max)
         # Not a number compares as false: it is an alarm as well.
@@ -153,9 +152,9 @@ class CanaryWatch:
         self._gauge("canary_alarms", self.alarms)
 
 
-def compare(canary: Canary, said: NDArray, version: int, producer_id: str) -> Drift:
-    """The drift; infinite where the producer scored another set or said what is no log-prob."""
-    own, other = canary.logprobs.numpy(), said.numpy()
+def compare(canary: Canary, scored: NDArray, version: int, producer_id: str) -> Drift:
+    """The drift; infinite where the producer scored another set, or a score is not finite."""
+    own, other = canary.logprobs.numpy(), scored.numpy()
     if own.shape != other.shape or not np.isfinite(other).all():
         return Drift(producer_id, version, float("inf"), float("inf"))
     delta = np.abs(own - other.astype(np.float32))

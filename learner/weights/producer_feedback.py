@@ -1,4 +1,4 @@
-"""What rank 0 makes of the producers' words: canaries compared, and an anchor for whoever cannot use a delta."""
+"""What rank 0 does with the producers' reports: compares canaries, and answers a refused delta with an anchor."""
 
 import asyncio
 import logging

@@ -12,7 +12,9 @@ from schemas.codec import decode
 from schemas.errors import UndecodableError
 from schemas.events import (
     BatchPlanned,
+    CanaryScored,
     DeadLetter,
+    DeadLetterPurged,
     Event,
     GroupDropped,
     GroupEvaluated,
@@ -21,6 +23,8 @@ from schemas.events import (
     StepCompleted,
     WeightsApplied,
     WeightsPublished,
+    WeightsRefused,
+    application_in,
 )
 from schemas.identity import group_id
 from schemas.parts import Purpose
@@ -103,10 +107,13 @@ class Dispatch:
                 self.admission.trained(event.batch)
             case WeightsPublished():
                 self._versions.publish(event.version)
-            case WeightsApplied():
-                self._versions.apply(event.producer_id, event.version)
+            case WeightsApplied() | CanaryScored() | WeightsRefused():
+                if (applied := application_in(event)) is not None:
+                    self._versions.apply(applied.producer_id, applied.version)
             case DeadLetter():
                 self._refuse(event)
+            case DeadLetterPurged():
+                self._refuse_purged(event)
             case _:
                 pass
 
@@ -256,26 +263,25 @@ class Dispatch:
                 if request.evaluation is not None:
                     self._evaluations.requested(request.evaluation, request.prompt_id)
 
-    def _refuse(self, letter: DeadLetter) -> None:
+    def _refuse(self, dead: DeadLetter) -> None:
         """A request that its producer could not take ends its group, and its prompt is not asked for again."""
-        if letter.source.topic != "prompts":
-            return
-        if letter.purged:
-            self._refuse_purged(letter)
+        if dead.source.topic != "prompts":
             return
         try:
-            request = decode(letter.data)
+            request = decode(dead.data)
         except UndecodableError:
             return
         if isinstance(request, GroupRequested):
             self._curriculum.refused(request.prompt_id)
             (self.evaluating if request.purpose == "evaluate" else self.admission).ended(request.group_id)
             if not self._rebuilding:
-                self._notes.append(f"prompt {request.prompt_id} is not asked for again: {letter.error}")
+                self._notes.append(f"prompt {request.prompt_id} is not asked for again: {dead.error}")
 
-    def _refuse_purged(self, letter: DeadLetter) -> None:
-        """The request's bytes are gone; its record's key, which the letter has kept, is its group."""
-        group = (letter.key or b"").decode(errors="replace")
+    def _refuse_purged(self, purged: DeadLetterPurged) -> None:
+        """The request's bytes are gone; its record's key, which the note of the purge has kept, is its group."""
+        if purged.source.topic != "prompts":
+            return
+        group = (purged.key or b"").decode(errors="replace")
         prompt_id, _, visit = group.rpartition(".")
         if prompt_id in self._prompts and visit.isdigit():
             self._curriculum.refused(prompt_id)

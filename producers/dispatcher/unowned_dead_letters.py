@@ -7,7 +7,7 @@ however often the learner, the producers and the dispatcher itself read over it.
 
 from typing import Final
 
-from schemas import DeadLetter, Event, Ref
+from schemas import DeadLetter, DeadLetterPurged, DeadLetterReplayed, Event, Ref
 from streams.log.dead_letters import dead_letter
 from streams.record import Output, Record
 
@@ -23,8 +23,8 @@ class Unreadable:
         self._told: set[Ref] = set()
 
     def on_event(self, event: Event) -> None:
-        """A record of any topic: a letter on the log needs no second one."""
-        if isinstance(event, DeadLetter) and event.source.topic in KEPT:
+        """A record of any topic: a record that has its dead letter on the log, or had, needs no second one."""
+        if isinstance(event, DeadLetter | DeadLetterReplayed | DeadLetterPurged) and event.source.topic in KEPT:
             self._told.add(event.source)
             self._waiting.pop(event.source, None)
 

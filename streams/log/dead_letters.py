@@ -77,19 +77,19 @@ def failures_before(headers: Mapping[str, bytes]) -> tuple[Failure, ...]:
         return ()
 
 
-def history(letter: DeadLetter) -> tuple[Failure, ...]:
+def history(dead: DeadLetter) -> tuple[Failure, ...]:
     """Every known failure of the dead letter's record, the latest last."""
-    own = Failure(source=letter.source, stage=letter.stage, error=letter.error, time_s=letter.time_s)
-    return (*failures_before(letter.headers), own)
+    own = Failure(source=dead.source, stage=dead.stage, error=dead.error, time_s=dead.time_s)
+    return (*failures_before(dead.headers), own)
 
 
-def replay_headers(letter: DeadLetter) -> Sequence[tuple[str, bytes]]:
+def replay_headers(dead: DeadLetter) -> Sequence[tuple[str, bytes]]:
     """The headers with which the dead letter's record is replayed: its own, and its failures so far."""
     failures = [
         msgspec.structs.replace(failure, error=failure.error[:_KEPT_ERROR])
-        for failure in history(letter)[-_KEPT_FAILURES:]
+        for failure in history(dead)[-_KEPT_FAILURES:]
     ]
-    headers = dict(letter.headers)
-    headers[names.DLQ_ATTEMPTS] = str(letter.attempts).encode()
+    headers = dict(dead.headers)
+    headers[names.DLQ_ATTEMPTS] = str(dead.attempts).encode()
     headers[names.DLQ_HISTORY] = msgspec.json.encode(failures)
     return list(headers.items())

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from analysis.history.weight_versions import Published, read_published
+from analysis.history.weight_versions import WeightVersions, read_weight_versions
 from deploy.cli.main import main
 from deploy.config.run import load
 from deploy.local.open_log import run_log
@@ -62,7 +62,7 @@ class Ran:
     model: Path
     directory: Path
     summary: dict[str, Any]
-    published: Published
+    published: WeightVersions
     rollouts: list[RolloutCompleted]
 
     @property
@@ -92,7 +92,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     assert finished.returncode == 0, finished.stderr[-4000:]
     summary = json.loads(finished.stdout.strip().splitlines()[-1])
     with run_log(load(None, directory=directory)) as log:
-        published = read_published(log)
+        published = read_weight_versions(log)
         rollouts = [event for event, _ in log.events("rollouts") if isinstance(event, RolloutCompleted)]
     yield Ran(family, model, directory, summary, published, rollouts)
 
@@ -234,10 +234,9 @@ async def test_an_updated_engine_is_a_fresh_one_on_the_export(ran: Ran, exported
         finally:
             await engine.stop()
     assert np.array_equal(scores["updated"], scores["fresh"])
-    said = [each.canary_logprobs for (version, _), each in ran.published.applied.items() if version == ran.scored]
-    assert any(logp is not None for logp in said)
-    for logp in said:
+    scored = [logprobs for (version, _), logprobs in ran.published.scored.items() if version == ran.scored]
+    assert scored
+    for logp in scored:
         # The producer scored them in one batch with rollouts, which rounds otherwise.
-        if logp is not None:
-            print(ran.family, "the service's engine against a fresh one", np.abs(scores["fresh"] - logp.numpy()).mean())
-            assert np.abs(scores["fresh"] - logp.numpy()).mean() < 0.05
+        print(ran.family, "the service's engine against a fresh one", np.abs(scores["fresh"] - logp.numpy()).mean())
+        assert np.abs(scores["fresh"] - logp.numpy()).mean() < 0.05

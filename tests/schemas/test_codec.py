@@ -17,23 +17,21 @@ from schemas.arrays import DTYPES
 )
 def test_arrays_of_every_dtype_and_shape_survive(array: np.ndarray) -> None:
     wrapped = schemas.NDArray.of(array)
-    event = schemas.WeightsApplied(producer_id="p", version=1, time_s=0.0, canary_logprobs=wrapped)
+    event = schemas.CanaryScored(producer_id="p", version=1, time_s=0.0, logprobs=wrapped)
     back = schemas.decode(schemas.encode(event))
-    assert isinstance(back, schemas.WeightsApplied) and back.canary_logprobs is not None
-    np.testing.assert_array_equal(back.canary_logprobs.numpy(), array)
-    assert back.canary_logprobs.numpy().shape == array.shape
+    assert isinstance(back, schemas.CanaryScored)
+    np.testing.assert_array_equal(back.logprobs.numpy(), array)
+    assert back.logprobs.numpy().shape == array.shape
 
 
 def test_decoding_an_array_copies_nothing() -> None:
     data = schemas.encode(
-        schemas.WeightsApplied(
-            producer_id="p", version=1, time_s=0.0, canary_logprobs=schemas.NDArray.of(np.ones(1000, "f4"))
-        )
+        schemas.CanaryScored(producer_id="p", version=1, time_s=0.0, logprobs=schemas.NDArray.of(np.ones(1000, "f4")))
     )
     event = schemas.decode(data)
-    assert isinstance(event, schemas.WeightsApplied) and event.canary_logprobs is not None
-    assert event.canary_logprobs.data.obj is data
-    assert not event.canary_logprobs.numpy().flags.writeable
+    assert isinstance(event, schemas.CanaryScored)
+    assert event.logprobs.data.obj is data
+    assert not event.logprobs.numpy().flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from schemas.topics import TOPICS
 GOLDEN = Path(__file__).parent / "golden-1.json"
 """Hexadecimal bytes of one event of every type as version 1 wrote them; written once by `examples`, never changed."""
 
+GOLDEN_3 = Path(__file__).parent / "golden-3.json"
+"""The same of the types that version 3 added, and of `WeightsApplied`, which says less since then."""
+
 MEMBER = schemas.Member(
     rollout_id="p.0.1",
     rollout=schemas.Ref("rollouts", 2, 17),
@@ -179,9 +182,15 @@ def examples() -> list[Event]:
             producer_id="producer-0",
             version=4,
             time_s=10.0,
+            published_s=9.5,
+            fetch_s=0.1,
             pause_s=0.03,
-            canary_logprobs=schemas.NDArray.of(np.array([-1.5], "f4")),
+            in_flight=7,
         ),
+        schemas.CanaryScored(
+            producer_id="producer-0", version=4, time_s=10.5, logprobs=schemas.NDArray.of(np.array([[-1.5]], "f4"))
+        ),
+        schemas.WeightsRefused(producer_id="producer-0", version=5, time_s=10.0),
         schemas.DeadLetter(
             source=schemas.Ref("rollouts", 0, 1),
             stage="rewards",
@@ -190,6 +199,20 @@ def examples() -> list[Event]:
             time_s=11.0,
             key=b"k",
             headers={"run": b"r"},
+        ),
+        schemas.DeadLetterReplayed(
+            source=schemas.Ref("rollouts", 0, 1), stage="rewards", replayed=schemas.Ref("rollouts", 0, 9), time_s=12.0
+        ),
+        schemas.DeadLetterPurged(
+            source=schemas.Ref("scores", 0, 1),
+            stage="groups",
+            error="no event",
+            refused_s=11.0,
+            time_s=13.0,
+            key=b"k",
+            attempts=2,
+            ends=(schemas.Ref("rollouts", 0, 1),),
+            replayed=schemas.Ref("scores", 0, 9),
         ),
     ]
 
@@ -201,8 +224,9 @@ def test_there_is_an_example_of_every_event_and_every_event_has_a_topic() -> Non
 
 
 @pytest.mark.parametrize("event", examples(), ids=lambda event: type(event).__name__)
-def test_golden_bytes_of_version_1(event: Event) -> None:
-    golden = bytes.fromhex(json.loads(GOLDEN.read_text())[type(event).__name__])
+def test_golden_bytes_of_every_type(event: Event) -> None:
+    written = json.loads(GOLDEN.read_text()) | json.loads(GOLDEN_3.read_text())
+    golden = bytes.fromhex(written[type(event).__name__])
     assert schemas.encode(event) == golden
     assert schemas.decode(golden) == event
 

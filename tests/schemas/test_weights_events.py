@@ -1,4 +1,4 @@
-"""Weights on the wire as version 2 of the contract wrote them: deltas, digests, canaries, refusals."""
+"""Weights on the wire as version 2 of the contract wrote them: deltas, digests, canaries."""
 
 import json
 from pathlib import Path
@@ -40,12 +40,7 @@ def examples() -> dict[str, Event]:
     return {
         "delta": published(),
         "full": published(kind="full", base_version=None, base_digest=None),
-        "scored": schemas.WeightsApplied(
-            producer_id="producer-0", version=5, time_s=10.0, published_s=9.5, fetch_s=0.1, pause_s=0.03, in_flight=7,
-            canary_logprobs=CANARY.logprobs,
-        ),
-        "refused": schemas.WeightsApplied(producer_id="producer-0", version=4, time_s=10.0, refused=5),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", examples())

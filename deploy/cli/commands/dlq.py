@@ -111,12 +111,12 @@ def _show(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> in
 
 
 def _replay(arguments: argparse.Namespace, config: RunConfig, log: "RunLog") -> int:
-    from analysis.history.dead_letters import chosen, read_dead_letters, replay
+    from analysis.history.dead_letters import chosen, put_back, read_dead_letters
     from deploy.cli.printing import print_json
     from streams.log.dead_letters import place
 
     ids = list(dict.fromkeys(arguments.ids))
-    placed = replay(log, config.run.partitions, chosen(read_dead_letters(log, ids), ids))
+    placed = put_back(log, config.run.partitions, chosen(read_dead_letters(log, ids), ids))
     where = {name: place(ref) for name, ref in placed.items()}
     if arguments.json:
         print_json({"run": config.run.id, "replayed": where})

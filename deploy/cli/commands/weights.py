@@ -12,7 +12,7 @@ from deploy.config.run import RunConfig, load
 from deploy.errors import ConfigError, DeployError
 
 if TYPE_CHECKING:
-    from analysis.history.weight_versions import Published
+    from analysis.history.weight_versions import WeightVersions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,19 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the action. ConfigError: a version that is not a number; DeployError: one that was not published."""
-    from analysis.history.weight_versions import read_published
+    from analysis.history.weight_versions import read_weight_versions
     from deploy.local.open_log import run_log
 
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     with run_log(config) as log:
-        published = read_published(log)
+        published = read_weight_versions(log)
     return _ACTIONS[arguments.action](arguments, config, published)
 
 
-def _list(arguments: argparse.Namespace, config: RunConfig, published: "Published") -> int:
+def _list(arguments: argparse.Namespace, config: RunConfig, published: "WeightVersions") -> int:
     from deploy.cli.printing import print_json, print_table
 
-    versions = [published.described(version) for version in sorted(published.events)]
+    versions = [published.report_row(version) for version in sorted(published.events)]
     if arguments.json:
         print_json({"run": config.run.id, "weights": versions})
         return 0
@@ -59,13 +59,13 @@ def _list(arguments: argparse.Namespace, config: RunConfig, published: "Publishe
     return 0
 
 
-def _show(arguments: argparse.Namespace, config: RunConfig, published: "Published") -> int:
+def _show(arguments: argparse.Namespace, config: RunConfig, published: "WeightVersions") -> int:
     from analysis.history.records import as_text
     from deploy.cli.printing import print_json
 
     version = _version(arguments.version, published, config)
     event = published.events[version]
-    shown: dict[str, Any] = published.described(version) | {
+    shown: dict[str, Any] = published.report_row(version) | {
         "digest": event.digest,
         "made_of": published.made_of(version),
         "files": [
@@ -80,7 +80,7 @@ def _show(arguments: argparse.Namespace, config: RunConfig, published: "Publishe
     return 0
 
 
-def _export(arguments: argparse.Namespace, config: RunConfig, published: "Published") -> int:
+def _export(arguments: argparse.Namespace, config: RunConfig, published: "WeightVersions") -> int:
     from analysis.history.export import export
     from deploy.cli.printing import print_json
     from streams.blobs.store import BlobStore
@@ -96,7 +96,7 @@ def _export(arguments: argparse.Namespace, config: RunConfig, published: "Publis
     return 0
 
 
-def _version(given: str, published: "Published", config: RunConfig) -> int:
+def _version(given: str, published: "WeightVersions", config: RunConfig) -> int:
     if not published.events:
         raise DeployError(f"no weights are published in run {config.run.id}")
     if given == "newest":

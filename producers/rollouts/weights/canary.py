@@ -1,17 +1,17 @@
-"""The producer's half of the canary: score the published set under the weights just applied, and say so on the log."""
+"""The producer's half of the canary: score the published set under the weights just applied, and report the scores."""
 
 import asyncio
 import logging
+import time
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from producers.rollouts.engine.engine import RolloutEngine
 from producers.rollouts.engine.errors import EngineDied, PromptRefused
 from producers.rollouts.engine.supervised import RestartingEngine
 from schemas import Canary, NDArray
-from schemas.events import WeightsApplied
+from schemas.events import CanaryScored, WeightsApplied, report_key
 from streams.log.clients import Writer
 from streams.record import Output
 
@@ -24,10 +24,10 @@ FIRST: Final = -1
 async def scores(engine: RolloutEngine | RestartingEngine, canary: Canary, name: str) -> NDArray:
     """Log-probs f4 `[sequences, tokens - 1]` of the set under the present weights. Raises as `RolloutEngine.score`."""
     rows = canary.token_ids.numpy()
-    said = await asyncio.gather(
+    rows_logprobs = await asyncio.gather(
         *(engine.score(row.tolist(), f"{name}-{number}", priority=FIRST) for number, row in enumerate(rows))
     )
-    return NDArray.of(np.stack(said).astype(np.float32))
+    return NDArray.of(np.stack(rows_logprobs).astype(np.float32))
 
 
 class CanaryScorer:
@@ -40,7 +40,7 @@ class CanaryScorer:
         self._wake = asyncio.Event()
 
     def applied(self, canary: Canary | None, applied: WeightsApplied) -> None:
-        """Weights are in use, as `applied` has told the log already."""
+        """Weights are in use; `applied` is on the log already."""
         if canary is not None:
             self._due = canary, applied
             self._wake.set()
@@ -56,7 +56,7 @@ class CanaryScorer:
 
     async def _score(self, canary: Canary, applied: WeightsApplied) -> None:
         try:
-            said = await scores(self._engine, canary, f"canary-{applied.version}-{self._engine.incarnation}")
+            logprobs = await scores(self._engine, canary, f"canary-{applied.version}-{self._engine.incarnation}")
         except EngineDied as error:
             logger.warning("the canary of weights %d was not scored: %s", applied.version, error)
             return
@@ -67,5 +67,7 @@ class CanaryScorer:
             return
         # Part of the figures may be of newer weights, whose own canary is due by now.
         if self._engine.version == applied.version:
-            told = msgspec.structs.replace(applied, canary_logprobs=said)
-            await self._writer.write(Output("applied", told, key=applied.producer_id))
+            scored = CanaryScored(
+                producer_id=applied.producer_id, version=applied.version, logprobs=logprobs, time_s=time.time()
+            )
+            await self._writer.write(Output("applied", scored, key=report_key(scored)))

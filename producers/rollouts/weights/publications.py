@@ -8,7 +8,7 @@ class Publications:
     """What was published since the newest anchor at or before the version in use. The newest version wins.
 
     The one in use is kept: an engine that is started again begins at version 0 and takes it once more. A version that
-    is published twice (the learner went on from an older checkpoint, or answers a refusal with an anchor) counts as the
+    is published twice (the learner resumed from an older checkpoint, or answers a refusal with an anchor) counts as the
     later record says; once in use it is not new.
     """
 

@@ -1,7 +1,8 @@
 """The weight subscriber: fetched and verified while generation goes on, swapped in flight, then reported.
 
 A publication that cannot be read or does not fit is named in the log and left alone; the engine keeps the weights that
-it has, whole, until the next one. The learner is told of it, and answers a delta that was of no use with an anchor.
+it has, whole, until the next one. A `WeightsRefused` on the log reports it, and the learner answers a
+delta that was of no use with an anchor.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from producers.rollouts.engine.errors import EngineDied, WeightsRefused
+from producers.rollouts.engine import errors
+from producers.rollouts.engine.errors import EngineDied
 from producers.rollouts.engine.supervised import RestartingEngine
 from producers.rollouts.engine.weight_files import WeightFile
 from producers.rollouts.weights.canary import CanaryScorer
 from producers.rollouts.weights.publications import Publications
 from producers.rollouts.weights.store import WeightStore
-from schemas.events import Event, WeightsApplied, WeightsPublished
+from schemas.events import Event, WeightsApplied, WeightsPublished, WeightsRefused, report_key
 from streams.blobs.store import BlobStore
 from streams.errors import BlobError
 from streams.log.clients import Writer
@@ -80,7 +82,7 @@ class WeightSubscriber:
                 event, record = found
                 try:
                     await self._apply(event, record)
-                except (BlobError, WeightsRefused, OSError) as error:
+                except (BlobError, errors.WeightsRefused, OSError) as error:
                     self._publications.give_up(event.version)
                     logger.error(
                         "WEIGHTS %d CANNOT BE USED, generating with %d until the next publication: %s",
@@ -88,7 +90,9 @@ class WeightSubscriber:
                     )  # fmt: skip
                     if not isinstance(error, OSError):  # which is this machine's own trouble, not the publication's
                         await self._writer.write(dead_letter(record, "producer", str(error), time.time()))
-                        await self._report(self._refusal(event))
+                        await self._report(
+                            WeightsRefused(producer_id=self._producer_id, version=event.version, time_s=time.time())
+                        )
 
     async def _apply(self, event: WeightsPublished, record: Record) -> None:
         with tracing.span(names.SYNC, cause=record, attributes={names.VERSION: event.version}):
@@ -114,10 +118,5 @@ class WeightSubscriber:
             event.version, in_flight, fetch_s * 1e3, update.prepare_s * 1e3, update.pause_s * 1e3,
         )  # fmt: skip
 
-    def _refusal(self, event: WeightsPublished) -> WeightsApplied:
-        return WeightsApplied(
-            producer_id=self._producer_id, version=self._engine.version, refused=event.version, time_s=time.time()
-        )
-
-    async def _report(self, applied: WeightsApplied) -> None:
-        await self._writer.write(Output("applied", applied, key=self._producer_id))
+    async def _report(self, report: WeightsApplied | WeightsRefused) -> None:
+        await self._writer.write(Output("applied", report, key=report_key(report)))

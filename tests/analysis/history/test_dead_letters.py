@@ -165,7 +165,7 @@ def test_the_life_of_a_dead_letter(config: RunConfig, bootstrap: str, told: Told
     refusal = told("replay", wrong["id"], code=1)
     assert refusal == f"eachprompt: dead letter {wrong['id']} was replayed already, as {back[wrong['id']]}\n"
 
-    aggregate(config, bootstrap, lambda log: sum(e.replayed is None for e in letters(log)) == 4)
+    aggregate(config, bootstrap, lambda log: len(letters(log)) == 4)
     second = {letter["id"]: letter for letter in told("list")["dead_letters"]}
     assert set(second) == set(back.values())
     again = told("show", back[wrong["id"]])

@@ -7,9 +7,9 @@ from threading import Barrier
 import pytest
 
 from analysis.errors import AnalysisError
-from analysis.history.dead_letters import DeadLetterEntry, read_dead_letters, replay
+from analysis.history.dead_letters import DeadLetterEntry, put_back, read_dead_letters
 from analysis.history.run_log import RunLog
-from schemas import TOPICS, DeadLetter
+from schemas import TOPICS, DeadLetterReplayed
 from streams.broker import Broker
 from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
@@ -36,13 +36,13 @@ def log(broker: Broker, prefix: str) -> RunLog:
     return RunLog(broker.bootstrap, prefix)
 
 
-def put_back(log: RunLog) -> list[bytes]:
+def values_put_back(log: RunLog) -> list[bytes]:
     return [record.value for record in log.read("scores")]
 
 
 def notes(log: RunLog) -> list[str]:
-    entries = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
-    return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in entries if note.replayed]
+    found = [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetterReplayed)]
+    return [f"{note.source.topic}/{note.source.partition}@{note.source.offset}" for note in found]
 
 
 def all_entries(log: RunLog) -> list[DeadLetterEntry]:
@@ -51,18 +51,18 @@ def all_entries(log: RunLog) -> list[DeadLetterEntry]:
 
 def test_who_read_the_list_before_another_put_it_back_is_refused(log: RunLog) -> None:
     read_before = all_entries(log)
-    first = replay(log, PARTITIONS, read_before[:1])
+    first = put_back(log, PARTITIONS, read_before[:1])
     assert set(first) == {SOURCES[0]}
     with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was replayed already, as scores/1@0"):
-        replay(log, PARTITIONS, reversed(read_before))
-    assert put_back(log) == [b"junk 0"], "nothing of a refused command is written"
-    assert set(replay(log, PARTITIONS, read_before[1:])) == {SOURCES[1]}
+        put_back(log, PARTITIONS, reversed(read_before))
+    assert values_put_back(log) == [b"junk 0"], "nothing of a refused command is written"
+    assert set(put_back(log, PARTITIONS, read_before[1:])) == {SOURCES[1]}
 
 
 def test_an_id_given_twice_is_put_back_once(log: RunLog) -> None:
     (entry, _) = all_entries(log)
-    replay(log, PARTITIONS, [entry, entry])
-    assert put_back(log) == [b"junk 0"]
+    put_back(log, PARTITIONS, [entry, entry])
+    assert values_put_back(log) == [b"junk 0"]
 
 
 def test_operators_at_the_same_time_put_each_record_back_once(log: RunLog) -> None:
@@ -73,7 +73,7 @@ def test_operators_at_the_same_time_put_each_record_back_once(log: RunLog) -> No
     def operate(_: int) -> str | None:
         barrier.wait(30)
         try:
-            replay(log, PARTITIONS, entries)
+            put_back(log, PARTITIONS, entries)
         except AnalysisError as error:
             return str(error)
         return None
@@ -85,6 +85,6 @@ def test_operators_at_the_same_time_put_each_record_back_once(log: RunLog) -> No
     left = [entry for entry in all_entries(log) if entry.replayed is None]
     if left:
         # An operator fenced between two records has replayed the first, for which the next one was refused.
-        replay(log, PARTITIONS, left)
-    assert sorted(put_back(log)) == [b"junk 0", b"junk 1"]
+        put_back(log, PARTITIONS, left)
+    assert sorted(values_put_back(log)) == [b"junk 0", b"junk 1"]
     assert sorted(notes(log)) == sorted(SOURCES)

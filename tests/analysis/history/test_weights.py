@@ -6,16 +6,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from kafka import KafkaProducer
 
-from analysis.history.weight_versions import Published
+from analysis.history.weight_versions import WeightVersions
 from deploy.cli.commands.demo import DEMO
 from deploy.cli.main import main
 from deploy.config.run import RunConfig, load
 from deploy.local.session import create_run_topics
-from schemas import TOPICS, Canary, NDArray, WeightFile, WeightsApplied, WeightsPublished, encode
+from schemas import (
+    TOPICS,
+    Canary,
+    CanaryScored,
+    NDArray,
+    WeightFile,
+    WeightsApplied,
+    WeightsPublished,
+    WeightsRefused,
+)
+from schemas.events.earlier_forms import AnyWeightsApplied
 from streams.blobs.store import BlobStore
 from streams.broker import open_broker
 from streams.weights import StoredTensor, read_file, state_digest, tensor_digest, write_file
@@ -88,12 +99,16 @@ CANARY = Canary(token_ids=NDArray.of(np.array([[3, 4, 5]], "u4")), logprobs=NDAr
 APPLIED = [
     WeightsApplied(producer_id="producer-0", version=1, time_s=1.0),
     WeightsApplied(producer_id="producer-0", version=2, time_s=2.0),
-    WeightsApplied(
-        producer_id="producer-0", version=2, time_s=2.0,
-        canary_logprobs=NDArray.of(np.array([[-1.5, -0.75]], "f4")),
+    CanaryScored(
+        producer_id="producer-0", version=2, time_s=2.0, logprobs=NDArray.of(np.array([[-1.5, -0.75]], "f4"))
     ),
     WeightsApplied(producer_id="producer-1", version=2, time_s=2.0),
-    WeightsApplied(producer_id="producer-1", version=2, time_s=2.0, refused=3),
+    WeightsRefused(producer_id="producer-1", version=3, time_s=2.0),
+    # The earlier form, after a compaction that left each producer its last record.
+    AnyWeightsApplied(
+        producer_id="producer-2", version=2, time_s=2.0, canary_logprobs=NDArray.of(np.array([[-1.0, -0.25]], "f4"))
+    ),
+    AnyWeightsApplied(producer_id="producer-3", version=1, time_s=2.0, refused=3),
 ]  # fmt: skip
 
 
@@ -116,7 +131,7 @@ def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
         producer = KafkaProducer(bootstrap_servers=bootstrap)
         for topic, events in (("weights", made.events), ("applied", APPLIED)):
             for event in events:
-                producer.send(TOPICS[topic].on(config.run.id), encode(event), key=b"k").get(timeout=10)
+                producer.send(TOPICS[topic].on(config.run.id), msgspec.msgpack.encode(event), key=b"k").get(timeout=10)
         producer.close()
     return made
 
@@ -137,7 +152,12 @@ def test_every_version_is_listed_with_its_drift_and_who_applied_it(as_json: AsJs
     assert [(row["version"], row["kind"], row["base_version"]) for row in listed] == [
         (1, "full", None), (2, "delta", 1), (3, "delta", 2), (6, "full", None),
     ]  # fmt: skip
-    assert [row["applied_by"] for row in listed] == [["producer-0"], ["producer-0", "producer-1"], [], []]
+    assert [row["applied_by"] for row in listed] == [
+        ["producer-0", "producer-3"],
+        ["producer-0", "producer-1", "producer-2"],
+        [],
+        [],
+    ]
     assert [row["canary_drift"] for row in listed] == [None, 0.25, None, None]
     assert listed[1]["bytes"] < listed[0]["bytes"] / 2
 
@@ -160,7 +180,7 @@ def test_nothing_is_left_of_an_export_that_fails(run: Run, config: RunConfig, tm
     from analysis.errors import AnalysisError
     from analysis.history.export import export
 
-    published = Published({event.version: event for event in run.events if event.version != 2})
+    published = WeightVersions({event.version: event for event in run.events if event.version != 2})
     with pytest.raises(AnalysisError, match=r"weights 3 are a delta, and weights 2 .* there are 1, 3, 6"):
         export(published, 3, MODEL, run.blobs, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +221,8 @@ def test_an_export_has_the_prediction_heads_of_the_model_directory(run: Run, tmp
     layers = config["num_hidden_layers"]
     head = {f"model.layers.{layers}.eh_proj.weight": StoredTensor("BF16", (2, 4), np.arange(8, dtype=np.uint16))}
     write_file(model / "model-heads.safetensors", head)
-    names = export(Published({event.version: event for event in run.events}), 3, model, run.blobs, tmp_path / "out")
+    versions = WeightVersions({event.version: event for event in run.events})
+    names = export(versions, 3, model, run.blobs, tmp_path / "out")
     written = {n: t for path in (tmp_path / "out").glob("*.safetensors") for n, t in read_file(path).items()}
     assert written.keys() == run.states[3].keys() | head.keys()
     for name, tensor in (run.states[3] | head).items():
