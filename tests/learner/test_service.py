@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from learner.service import main
-from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsApplied, WeightsPublished
+from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsPublished, WeightsRefused, report_key
 from streams.blobs.store import BlobStore
 from streams.context import RunContext
 from streams.errors import ConfigurationError
@@ -77,8 +77,8 @@ async def check_refusal_is_answered(run: Run, children: list[Any]) -> None:
     """A producer could not use the newest delta: it is published once more, in full, and only once."""
     async with Writer(run.log) as writer:
         for _ in range(2):
-            refused = WeightsApplied(producer_id="p", version=5, time_s=1.0, refused=6)
-            await writer.write(Output("applied", refused, key="p"))
+            refused = WeightsRefused(producer_id="p", version=6, time_s=1.0)
+            await writer.write(Output("applied", refused, key=report_key(refused)))
     async with asyncio.timeout(DEADLINE_S):
         while [event.kind for event in await weights_of(run) if event.version == 6] != ["delta", "full"]:
             assert all(child.poll() is None for child in children), run.complaint(0)

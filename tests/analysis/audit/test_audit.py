@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from schemas import (
     BatchPlanned,
     DeadLetter,
+    DeadLetterPurged,
+    DeadLetterReplayed,
     GroupDropped,
     GroupEvaluated,
     GroupReady,
@@ -23,6 +25,7 @@ from schemas import (
     decode,
     encode,
 )
+from schemas.events.earlier_forms import AnyDeadLetter
 from tests.analysis.audit.audited_run import Records, Simulate, audited, replaced
 from tests.builders import group_dropped
 
@@ -163,30 +166,64 @@ def test_a_record_that_does_not_decode_is_produced_all_the_same(records: Records
     assert audit.dispositions["dead_letter"] == 1
 
 
-def test_a_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_group(records: Records) -> None:
-    """A score was refused, and another of the same group was taken and lost."""
+Note = DeadLetterReplayed | DeadLetterPurged | AnyDeadLetter
+
+
+def replay_note(dead: DeadLetter, replayed: Ref, earlier: bool) -> Note:
+    """The note that the record of `dead` was put back, also as an earlier version wrote it."""
+    if earlier:
+        return AnyDeadLetter(
+            source=dead.source, stage=dead.stage, error=dead.error, data=b"", key=dead.key, time_s=1.0,
+            replayed=replayed,
+        )  # fmt: skip
+    return DeadLetterReplayed(source=dead.source, stage=dead.stage, replayed=replayed, time_s=1.0)
+
+
+def purge_note(dead: DeadLetter, ends: tuple[Ref, ...], replayed: Ref | None, earlier: bool) -> Note:
+    """The note that `dead` was purged, also as an earlier version wrote it."""
+    if earlier:
+        return AnyDeadLetter(
+            source=dead.source, stage=dead.stage, error=dead.error, data=b"", key=dead.key, time_s=dead.time_s,
+            replayed=replayed, purged=True, ends=ends,
+        )  # fmt: skip
+    return DeadLetterPurged(
+        source=dead.source, stage=dead.stage, error=dead.error, refused_s=dead.time_s, time_s=1.0, key=dead.key,
+        ends=ends, replayed=replayed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("replays_earlier", "purges_earlier"), [(0, 0), (1, 1), (1, 0), (0, 1)])
+def test_a_dead_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_group(
+    records: Records, replays_earlier: int, purges_earlier: int
+) -> None:
+    """A score was refused, and another of the same group was taken and lost. Notes of both forms, also mixed."""
     upstream = [record for record in records if record[0].topic in ("rollouts", "scores")]
     (place, value), event = next((record, decode(record[1])) for record in upstream if record[0].topic == "scores")
     assert isinstance(event, RolloutScored)
     mates = [ref for ref, data in upstream if ref.topic == "scores" and in_group(data, event.group_id)]
     key, letters = event.group_id.encode(), [Ref("dead-letters", 0, offset) for offset in range(3)]
 
-    def verdict(*told: DeadLetter, done: Callable[[Ref], bool] = mates.__contains__) -> tuple[int, int]:
-        said = [(ref, encode(letter)) for ref, letter in zip(letters, told, strict=False)]
+    def verdict(*entries: DeadLetter | Note, done: Callable[[Ref], bool] = mates.__contains__) -> tuple[int, int]:
+        said = [(ref, msgspec.msgpack.encode(entry)) for ref, entry in zip(letters, entries, strict=False)]
         audit = audited([*upstream, *said], finished=lambda stage, ref: stage == "groups" and done(ref))
         return audit.dispositions["dead_letter"], audit.unaccounted
 
     named = DeadLetter(source=place, stage="groups", error="no", data=value, key=key, time_s=0.0)
     unread = msgspec.structs.replace(named, data=b"\xc1")
-    purged = msgspec.structs.replace(named, data=b"", purged=True, ends=(event.rollout,))
+    purged = purge_note(named, (event.rollout,), None, bool(purges_earlier))
     assert verdict(named) == verdict(named, purged) == verdict(purged) == (1, len(mates) - 1)
     assert verdict(unread) == (len(mates), 0), "it may have been any of them"
 
     again = Ref("scores", place.partition, 10_000)
     for letter, before in ((named, (1, len(mates) - 1)), (unread, (len(mates), 0))):
-        back = msgspec.structs.replace(letter, data=b"", replayed=again)
+        back = replay_note(letter, again, bool(replays_earlier))
         assert verdict(letter, back) == before, "which groups has not come to yet"
         assert verdict(letter, back, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
+        gone = purge_note(letter, (), again, bool(purges_earlier))
+        for left in ((letter, back, gone), (letter, gone), (gone,)):
+            expected = before if left[0] is letter else (0, len(mates))
+            assert verdict(*left) == expected, "which its stage has not come to yet"
+            assert verdict(*left, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
         second = msgspec.structs.replace(letter, source=again)
         assert verdict(letter, back, second, done=lambda ref: ref in (*mates, again)) == before
 

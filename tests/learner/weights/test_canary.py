@@ -1,4 +1,4 @@
-"""The learner's half of the canary: the same everywhere, and the comparison whichever word comes first."""
+"""The learner's half of the canary: the same everywhere, and the comparison whichever record comes first."""
 
 import logging
 from pathlib import Path
@@ -11,10 +11,10 @@ from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings
 from learner.weights.canary import CanaryWatch, choose, score
-from schemas import Canary, NDArray, WeightsApplied, WeightsPublished
+from schemas import Canary, CanaryScored, NDArray, WeightsApplied, WeightsPublished, WeightsRefused
 from tests.builders import record_at, weights_published
 
-Word = WeightsPublished | WeightsApplied
+Report = WeightsPublished | WeightsApplied | CanaryScored | WeightsRefused
 
 RECORD = record_at("applied")
 OWN = np.full((2, 3), -2.0, np.float32)
@@ -25,9 +25,9 @@ def published(version: int, logprobs: np.ndarray = OWN) -> WeightsPublished:
     return weights_published(version, canary=Canary(token_ids=ids, logprobs=NDArray.of(logprobs)))
 
 
-def applied(version: int, off: float, producer: str = "p") -> WeightsApplied:
-    said = NDArray.of(OWN + np.float32(off))
-    return WeightsApplied(producer_id=producer, version=version, time_s=0.0, canary_logprobs=said)
+def scored(version: int, off: float, producer: str = "p") -> CanaryScored:
+    logprobs = NDArray.of(OWN + np.float32(off))
+    return CanaryScored(producer_id=producer, version=version, time_s=0.0, logprobs=logprobs)
 
 
 class Watched:
@@ -36,7 +36,7 @@ class Watched:
         self.refused: list[int] = []
         self.watch = CanaryWatch(0.1, self.gauges.__setitem__, self.refused.append)
 
-    def hear(self, *events: Word) -> "Watched":
+    def hear(self, *events: Report) -> "Watched":
         for event in events:
             self.watch.on_event(event, RECORD)
         return self
@@ -75,7 +75,7 @@ def test_drift_within_the_bound_is_a_figure_and_beyond_it_an_alarm(
     watched = Watched()
     with caplog.at_level(logging.ERROR):
         for version, off in ((1, 0.05), (2, 0.3)):
-            pair: list[Word] = [published(version), applied(version, off)]
+            pair: list[Report] = [published(version), scored(version, off)]
             watched.hear(*(pair[::-1] if producer_first else pair))
             assert watched.gauges["canary_drift_p"] == pytest.approx(off, abs=1e-5)
             assert watched.watch.alarms == version - 1
@@ -85,23 +85,23 @@ def test_drift_within_the_bound_is_a_figure_and_beyond_it_an_alarm(
 
 
 def test_each_producer_is_compared_with_the_version_that_it_names() -> None:
-    watched = Watched().hear(published(1), published(2, OWN + 1), applied(1, 0.0, "a"), applied(2, 1.0, "b"))
+    watched = Watched().hear(published(1), published(2, OWN + 1), scored(1, 0.0, "a"), scored(2, 1.0, "b"))
     assert watched.watch.alarms == 0 and watched.gauges["canary_drift_a"] == watched.gauges["canary_drift_b"] == 0
-    watched.hear(applied(2, 0.0, "a"))
+    watched.hear(scored(2, 0.0, "a"))
     assert watched.watch.alarms == 1
 
 
-def test_what_carries_no_figures_says_nothing_and_a_refusal_is_passed_on() -> None:
+def test_an_application_is_no_figure_and_a_refusal_is_passed_on() -> None:
     watched = Watched().hear(
         WeightsApplied(producer_id="p", version=1, time_s=0.0),
-        WeightsApplied(producer_id="p", version=1, time_s=0.0, refused=2),
-        applied(7, 5.0),
+        WeightsRefused(producer_id="p", version=2, time_s=0.0),
+        scored(7, 5.0),
     )
     assert watched.refused == [2] and watched.watch.alarms == 0 and not watched.gauges
 
 
-def test_memory_is_bounded_where_the_other_word_never_comes() -> None:
+def test_memory_is_bounded_where_the_other_record_never_comes() -> None:
     watched = Watched()
     for version in range(500):
-        watched.hear(published(2 * version), applied(2 * version + 1, 0.0))
-    assert len(watched.watch._published) <= 65 and len(watched.watch._said) <= 65
+        watched.hear(published(2 * version), scored(2 * version + 1, 0.0))
+    assert len(watched.watch._published) <= 65 and len(watched.watch._scored) <= 65

@@ -15,10 +15,14 @@ from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource
 from schemas import (
     DeadLetter,
+    DeadLetterPurged,
     GroupRequested,
     Ref,
+    WeightsRefused,
+    decode,
     encode,
 )
+from schemas.events.earlier_forms import AnyWeightsApplied
 from tests.builders import step_completed, weights_published
 from tests.producers.dispatcher.world import (
     World,
@@ -207,20 +211,30 @@ def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> Non
         )
 
 
-def test_a_purged_letter_still_refuses_its_prompt_after_a_restart() -> None:
-    """Of the letter only its source and its record's key are left."""
+def test_a_purged_dead_letter_still_refuses_its_prompt_after_a_restart() -> None:
+    """Of the dead letter only its source and its record's key are left."""
     setup = configured(groups_per_batch=2, max_staleness=0)
     first, second = started(Dispatch(setup, prompts(2), [], run_seed=0)).due(0.0)
-    word = DeadLetter(
-        source=Ref("prompts", 0, 0), stage="producer", error="it kills the engine", data=b"", time_s=1.0,
-        key=first.group_id.encode(), purged=True,
+    purged = DeadLetterPurged(
+        source=Ref("prompts", 0, 0), stage="producer", error="it kills the engine", refused_s=1.0, time_s=2.0,
+        key=first.group_id.encode(),
     )  # fmt: skip
     successor = Dispatch(setup, prompts(2), [], run_seed=0)
-    for event in (word, first, second, dropped(second), msgspec.structs.replace(word, key=b"\xff.0")):
+    for event in (purged, first, second, dropped(second), msgspec.structs.replace(purged, key=b"\xff.0")):
         successor.on_event(event)
     successor.rebuilt()
     assert successor.admission.outstanding == 0
     assert {request.prompt_id for request in successor.due(2.0)} == {second.prompt_id}
+
+
+def test_what_an_earlier_version_wrote_of_a_producer_counts_as_its_application() -> None:
+    """Compaction may have left a refusal of the earlier form alone; a refusal of today says nothing of the version."""
+    dispatch = Dispatch(configured(groups_per_batch=1, max_staleness=0), prompts(2), [], run_seed=0)
+    dispatch.on_event(WeightsRefused(producer_id="new", version=3, time_s=1.0))
+    assert dispatch._versions.behind(9) == []
+    earlier = AnyWeightsApplied(producer_id="old", version=2, time_s=1.0, refused=3)
+    dispatch.on_event(decode(msgspec.msgpack.encode(earlier)))
+    assert dispatch._versions.behind(3) == ["old"] and dispatch._versions.behind(2) == []
 
 
 def test_longest_first_once_lengths_are_known() -> None:

@@ -12,6 +12,7 @@ import pytest
 from producers.rollouts.prompt_encoder import PromptEncoder
 from schemas import (
     Canary,
+    CanaryScored,
     Event,
     GroupRequested,
     NDArray,
@@ -19,6 +20,7 @@ from schemas import (
     Sampling,
     WeightFile,
     WeightsApplied,
+    WeightsRefused,
 )
 from streams.blobs.store import BlobStore
 from streams.record import Output, Record
@@ -91,13 +93,11 @@ def has_applied(version: int) -> Callable[[Found], bool]:
 
 
 def has_refused(version: int) -> Callable[[Found], bool]:
-    return lambda found: any(each.refused == version for each in of(found, WeightsApplied))
+    return lambda found: any(each.version == version for each in of(found, WeightsRefused))
 
 
 def has_scored(version: int) -> Callable[[Found], bool]:
-    return lambda found: any(
-        each.version == version and each.canary_logprobs is not None for each in of(found, WeightsApplied)
-    )
+    return lambda found: any(each.version == version for each in of(found, CanaryScored))
 
 
 def check(rollout: RolloutCompleted, wanted: GroupRequested, encoder: PromptEncoder) -> None:

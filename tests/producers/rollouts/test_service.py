@@ -17,10 +17,12 @@ import pytest
 
 from producers.rollouts.prompt_encoder import PromptEncoder
 from schemas import (
+    CanaryScored,
     DeadLetter,
     GroupRequested,
     RolloutCompleted,
     WeightsApplied,
+    WeightsRefused,
     decode,
 )
 from tests.producers.rollouts.engine_run import (
@@ -31,6 +33,7 @@ from tests.producers.rollouts.engine_run import (
     SAMPLES,
     SETTINGS,
     START_S,
+    Found,
     ask,
     check,
     has_applied,
@@ -93,7 +96,7 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         for rollout in rollouts:
             check(rollout, requests[rollout.group_id], encoder)
         crossed = check_versions(rollouts)
-        update = check_applications(run, of(await run.read("applied", until=has_scored(4)), WeightsApplied))
+        update = check_reports(run, await run.read("applied", until=has_scored(4)))
         tokens = sum(len(rollout.response_ids.numpy()) for rollout in rollouts)
         print(
             f"{len(rollouts)} rollouts, {tokens / took_s:.0f} tokens/s, {crossed} across an update of "
@@ -138,23 +141,17 @@ def check_versions(rollouts: list[RolloutCompleted]) -> int:
     return crossed
 
 
-def check_applications(run: Any, applied: list[WeightsApplied]) -> WeightsApplied:
-    """The learner is told of the corrupt version too, and of the canary's scores while the engine is full. The update
-    that was made while many were in flight."""
-    assert [(each.version, each.refused) for each in applied] == [
-        (1, None),
-        (2, None),
-        (2, 3),
-        (4, None),
-        (4, None),
-    ]
-    scored, first = applied[-1].canary_logprobs, applied[-2].canary_logprobs
-    assert scored is not None and first is None
-    logprobs = scored.numpy()
+def check_reports(run: Any, found: Found) -> WeightsApplied:
+    """The corrupt version is reported too, and the canary's scores while the engine is full. The update that was made
+    while many were in flight."""
+    applied, (refused,), (scored,) = of(found, WeightsApplied), of(found, WeightsRefused), of(found, CanaryScored)
+    assert [each.version for each in applied] == [1, 2, 4]
+    assert (refused.version, scored.version) == (3, 4)
+    logprobs = scored.logprobs.numpy()
     assert logprobs.shape == (2, 7) and (logprobs < 0).all()
-    assert (applied[-1].time_s, applied[-1].pause_s) == (applied[-2].time_s, applied[-2].pause_s)
-    assert {each.producer_id for each in applied} == {"producer-0"}
-    update = applied[1]
+    assert scored.time_s >= applied[-1].time_s
+    assert {each.producer_id for each in (*applied, refused, scored)} == {"producer-0"}
+    update: WeightsApplied = applied[1]
     assert update.in_flight > 0 and update.published_s > 0
     # A machine that takes long to start the engine is slow or busy, and takes longer over this as well.
     assert 0 < update.pause_s < max(2.0, start_s(run) / 10)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from analysis.history.export import export
-from analysis.history.weight_versions import Published
+from analysis.history.weight_versions import WeightVersions
 from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings, PublishSettings
 from learner.weights import Wire
@@ -22,7 +22,7 @@ from producers.rollouts.engine.engine import RolloutEngine
 from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
 from producers.rollouts.weights.canary import scores
-from schemas import Canary, NDArray, Sampling, WeightsApplied
+from schemas import Canary, CanaryScored, NDArray, Sampling
 from schemas import WeightFile as WireFile
 from streams.blobs.digests import digest_of
 from streams.blobs.store import BlobStore
@@ -77,7 +77,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             base_digest=made.base_digest,
         )
     assert [event.kind for event in events.values()] == ["full", "delta"]
-    names = export(Published(events), 2, MODEL, blobs, directory / "out")
+    names = export(WeightVersions(events), 2, MODEL, blobs, directory / "out")
     assert sum(name.endswith(".safetensors") for name in names) == 2
     return directory / "out"
 
@@ -99,14 +99,14 @@ async def engine(exported: Path) -> AsyncIterator[RolloutEngine]:
 
 
 async def alarms(engine: RolloutEngine, canary: Canary, name: str) -> tuple[int, dict[str, float]]:
-    """What the learner makes of the engine's word, through the events that carry it."""
+    """What the learner makes of the engine's scores, through the events that carry them."""
     gauges: dict[str, float] = {}
     watch = CanaryWatch(BOUND, gauges.__setitem__, lambda version: None)
-    said = await scores(engine, canary, name)
+    logprobs = await scores(engine, canary, name)
     published = weights_published(1, canary=canary)
-    # The topics are read side by side: the producer's word may come first.
-    applied = WeightsApplied(producer_id="p", version=1, time_s=0.0, canary_logprobs=said)
-    watch.on_event(applied, RECORD)
+    # The topics are read side by side: the producer's scores may come first.
+    scored = CanaryScored(producer_id="p", version=1, time_s=0.0, logprobs=logprobs)
+    watch.on_event(scored, RECORD)
     watch.on_event(published, RECORD)
     print({name: round(value, 4) for name, value in gauges.items()})
     return watch.alarms, gauges
@@ -149,10 +149,10 @@ async def test_it_does_not_wait_behind_the_rollouts(engine: RolloutEngine, canar
     ]
     while not any(task.done() for task in many):
         await asyncio.sleep(0.01)
-    said = await scores(engine, canary, "crowded")
+    logprobs = await scores(engine, canary, "crowded")
     waiting = sum(not task.done() for task in many)
     await asyncio.gather(*many)
-    drift = compare(canary, said, 1, "p")
+    drift = compare(canary, logprobs, 1, "p")
     print(f"{waiting} of {len(many)} rollouts were not done; drift in the crowd {drift.mean:.4f}")
     assert waiting > len(many) / 2 and drift.mean < BOUND / 2
 
