@@ -1,4 +1,4 @@
-"""Rank 0's word to the world: steps done and weights published, each in a transaction that fences a predecessor."""
+"""What rank 0 writes: steps that are done and published weights, in transactions that fence a predecessor."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ class Publisher:
         self._writer = TransactionalWriter(service.log, f"{service.run_context.run}.learner")
         # One transaction at a time: weights of one step are uploaded while the next step ends.
         self._lock = asyncio.Lock()
-        # And one publication at a time: each is told from the one before.
+        # And one publication at a time: each is a difference from the one before.
         self._publishing = asyncio.Lock()
 
     async def __aenter__(self) -> "Publisher":

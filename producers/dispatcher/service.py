@@ -97,7 +97,7 @@ async def _keep_full(
         now_s = time.time()
         dispatch.give_up(now_s)
         await _write(writer, [Output("prompts", request, key=request.group_id) for request in dispatch.due(now_s)])
-        await _write(writer, unreadable.letters(now_s))
+        await _write(writer, unreadable.dead_letters(now_s))
         for note in dispatch.notes():
             logger.warning("%s", note)
         _report(service, dispatch)

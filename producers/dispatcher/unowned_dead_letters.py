@@ -1,7 +1,7 @@
 """Dead letters for the topics that no stage consumes with a commit: batches, steps, weights, applied, dead-letters.
 
 The dispatcher reads all of them from the beginning, and the dead letters too, so it alone can tell a record that has
-its letter from one that has none; it is one instance, and transactional. So each such record has exactly one letter,
+its dead letter from one that has none; it is one instance, and transactional. So each such record has exactly one dead letter,
 however often the learner, the producers and the dispatcher itself read over it.
 """
 
@@ -16,26 +16,26 @@ KEPT: Final = frozenset({"batches", "steps", "weights", "applied", "dead-letters
 
 
 class Unreadable:
-    """Records of `KEPT` that are no event of their topic, until they have a letter. Pure."""
+    """Records of `KEPT` that are no event of their topic, until they have a dead letter. Pure."""
 
     def __init__(self) -> None:
         self._waiting: dict[Ref, tuple[Record, str]] = {}
-        self._told: set[Ref] = set()
+        self._recorded: set[Ref] = set()
 
     def on_event(self, event: Event) -> None:
         """A record of any topic: a record that has its dead letter on the log, or had, needs no second one."""
         if isinstance(event, DeadLetter | DeadLetterReplayed | DeadLetterPurged) and event.source.topic in KEPT:
-            self._told.add(event.source)
+            self._recorded.add(event.source)
             self._waiting.pop(event.source, None)
 
     def refuse(self, record: Record, error: str) -> None:
         """A record that is no event of its topic, and why."""
-        if record.topic in KEPT and record.ref not in self._told:
+        if record.topic in KEPT and record.ref not in self._recorded:
             self._waiting[record.ref] = (record, error)
 
-    def letters(self, now_s: float) -> list[Output]:
-        """The letters to be written; they count as written. Only after the log was read to its end."""
+    def dead_letters(self, now_s: float) -> list[Output]:
+        """The dead letters to be written; they count as written. Only after the log was read to its end."""
         found = [dead_letter(record, "dispatcher", error, now_s) for record, error in self._waiting.values()]
-        self._told.update(self._waiting)
+        self._recorded.update(self._waiting)
         self._waiting.clear()
         return found

@@ -143,7 +143,7 @@ class RolloutScored(EventBase, frozen=True, kw_only=True):
 class RolloutDisposed(EventBase, frozen=True, kw_only=True):
     """The end of one rollout outside its group's own event: `duplicate`, a later attempt or a straggler.
 
-    `expired` is said of a group that is not remembered any more: it counts where nothing else ended the rollout.
+    `expired` is for a group that is not remembered any more: it counts where nothing else ended the rollout.
     """
 
     rollout_id: str

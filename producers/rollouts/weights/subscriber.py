@@ -1,4 +1,4 @@
-"""The weight subscriber: fetched and verified while generation goes on, swapped in flight, then reported.
+"""The weight subscriber: fetched and verified while generation continues, swapped in flight, then reported.
 
 A publication that cannot be read or does not fit is named in the log and left alone; the engine keeps the weights that
 it has, whole, until the next one. A `WeightsRefused` on the log reports it, and the learner answers a

@@ -4,12 +4,15 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import msgspec
 import pytest
+from kafka import KafkaProducer
 
 from analysis.errors import AnalysisError
 from analysis.history.dead_letters import DeadLetterEntry, put_back, read_dead_letters
 from analysis.history.run_log import RunLog
-from schemas import TOPICS, DeadLetterReplayed
+from schemas import TOPICS, DeadLetterReplayed, Ref
+from schemas.events.earlier_forms import AnyDeadLetter
 from streams.broker import Broker
 from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
@@ -37,6 +40,8 @@ def log(broker: Broker, prefix: str) -> RunLog:
 
 
 def values_put_back(log: RunLog) -> list[bytes]:
+    # A commit is answered before its markers are written; who takes over the transactional id waits for them.
+    put_back(log, PARTITIONS, [])
     return [record.value for record in log.read("scores")]
 
 
@@ -88,3 +93,24 @@ def test_operators_at_the_same_time_put_each_record_back_once(log: RunLog) -> No
         put_back(log, PARTITIONS, left)
     assert sorted(values_put_back(log)) == [b"junk 0", b"junk 1"]
     assert sorted(notes(log)) == sorted(SOURCES)
+
+
+def test_what_an_earlier_version_replayed_and_purged_is_refused(log: RunLog) -> None:
+    """Its notes had the type of the dead letter itself."""
+    first, second = (entry.event for entry in all_entries(log))
+    fields = {"stage": "groups", "error": "no event", "data": b"", "time_s": 3.0}
+    notes_of_then = [
+        AnyDeadLetter(source=first.source, replayed=Ref("scores", 1, 7), **fields),  # type: ignore[arg-type]
+        AnyDeadLetter(source=second.source, purged=True, **fields),  # type: ignore[arg-type]
+    ]
+    producer = KafkaProducer(bootstrap_servers=log.bootstrap)
+    for note in notes_of_then:
+        producer.send(log.full("dead-letters"), msgspec.msgpack.encode(note)).get(timeout=10)
+    producer.close()
+    replayed, purged = all_entries(log)
+    assert (replayed.state, purged.state) == ("replayed", "purged")
+    with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[0]} was replayed already, as scores/1@7"):
+        put_back(log, PARTITIONS, [replayed])
+    with pytest.raises(AnalysisError, match=f"dead letter {SOURCES[1]} was purged: its bytes are gone"):
+        put_back(log, PARTITIONS, [purged])
+    assert values_put_back(log) == []

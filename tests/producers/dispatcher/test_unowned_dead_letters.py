@@ -19,11 +19,11 @@ def letter_of(record: Record) -> DeadLetter:
 def test_a_record_has_one_letter_that_holds_its_bytes() -> None:
     unreadable = Unreadable()
     unreadable.refuse(junk("steps", 3), "no event")
-    (output,) = unreadable.letters(5.0)
+    (output,) = unreadable.dead_letters(5.0)
     assert output.topic == "dead-letters" and output.key == "steps/0@3"
     assert isinstance(output.event, DeadLetter) and output.event.data == b"junk"
     unreadable.refuse(junk("steps", 3), "no event")
-    assert unreadable.letters(6.0) == []
+    assert unreadable.dead_letters(6.0) == []
 
 
 def test_a_restart_finds_the_letter_before_or_after_the_record() -> None:
@@ -33,11 +33,11 @@ def test_a_restart_finds_the_letter_before_or_after_the_record() -> None:
     unreadable.refuse(before, "no event")
     unreadable.refuse(after, "no event")
     unreadable.on_event(letter_of(after))
-    assert unreadable.letters(5.0) == []
+    assert unreadable.dead_letters(5.0) == []
 
 
 def test_topics_with_a_stage_of_their_own_are_left_to_it() -> None:
     unreadable = Unreadable()
     for topic in ("prompts", "rollouts", "scores", "groups"):
         unreadable.refuse(junk(topic, 0), "no event")
-    assert unreadable.letters(5.0) == []
+    assert unreadable.dead_letters(5.0) == []
