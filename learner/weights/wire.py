@@ -1,6 +1,6 @@
 """What goes on the wire next: a full anchor, or the elements that changed since the version before.
 
-An anchor is due at the start of a process (what was published before it is not in memory), every `anchor_every` versions,
+An anchor is due in a new process (what was published before it is not in memory), every `anchor_every` versions,
 where a tensor came or went, and where a delta would not be smaller.
 """
 

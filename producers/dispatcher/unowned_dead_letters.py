@@ -1,8 +1,8 @@
 """Dead letters for the topics that no stage consumes with a commit: batches, steps, weights, applied, dead-letters.
 
 The dispatcher reads all of them from the beginning, and the dead letters too, so it alone can tell a record that has
-its dead letter from one that has none; it is one instance, and transactional. So each such record has exactly one dead letter,
-however often the learner, the producers and the dispatcher itself read over it.
+its dead letter from one that has none; it is one instance, and transactional. So each such record has exactly one
+dead letter, however often the learner, the producers and the dispatcher itself read over it.
 """
 
 from typing import Final
