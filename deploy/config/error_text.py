@@ -53,7 +53,8 @@ def allowed_text(kind: mi.Type) -> str:
             values = kind.values if isinstance(kind, mi.LiteralType) else [item.value for item in kind.cls]
             return " or ".join(shown(value) for value in values)
         case mi.UnionType():
-            return " or ".join(allowed_text(option) for option in kind.types if not isinstance(option, mi.NoneType))
+            options = [allowed_text(option) for option in kind.types if not isinstance(option, mi.NoneType)]
+            return " or ".join(dict.fromkeys(options))
         case mi.VarTupleType() | mi.ListType() | mi.SetType() | mi.FrozenSetType():
             return f"a list, each item {allowed_text(kind.item_type)}"
         case mi.TupleType():
