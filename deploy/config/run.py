@@ -149,7 +149,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is no TOML: {error}") from None
+        raise ConfigError(f"configuration {path} is not valid TOML: {error}") from None
     for section, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(
@@ -213,7 +213,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         if any(character in text for character in "\"'[]{}\n"):
             raise ConfigError(
-                f"--set {key} is {text.strip()}, which is no value; allowed: a value as TOML has it"
+                f"--set {key} is {text.strip()}, which is not a TOML value; allowed: a value as TOML has it"
             ) from None
         value = text.strip()
     if isinstance(value, str) and key.startswith("learner.") and names[-1] in SHORT and len(names) == 2:
@@ -222,7 +222,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
     for name in names[:-1]:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {key} is {text.strip()}, but {name} is no section")
+            raise ConfigError(f"--set {key} is {text.strip()}, but {name} is not a section")
     if key.strip() in PATHS and isinstance(value, str) and value:
         value = str(Path(value).expanduser().resolve())
     table[names[-1]] = value

@@ -159,7 +159,7 @@ WRONG = [
     ("prompts.kind=csv", 'prompts.kind is "csv"; allowed: "jsonl" or "reasoning_gym"'),
     ("prompts.pth='x'", 'prompts.pth is "x", but there is no such key; did you mean prompts.path?'),
     ("steps", '--set is "steps"; allowed: section.key=value'),
-    ("run.steps=[1", "--set run.steps is [1, which is no value; allowed: a value as TOML has it"),
+    ("run.steps=[1", "--set run.steps is [1, which is not a TOML value; allowed: a value as TOML has it"),
 ]
 
 
@@ -192,7 +192,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, sentence: str) -> N
 def test_what_is_no_toml_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text("[run]\nsteps = = 3\n")
-    with pytest.raises(ConfigError, match=r"^configuration .*wrong\.toml is no TOML: .*line 2"):
+    with pytest.raises(ConfigError, match=r"^configuration .*wrong\.toml is not valid TOML: .*line 2"):
         load(path)
 
 
