@@ -25,6 +25,20 @@ settings.register_profile("explore", _UNTIMED)
 settings.load_profile("same everywhere")
 
 
+GROUPS = {"tests/learner": "learner", "tests/producers/rollouts": "engine", "tests/e2e": "engine"}
+"""Folders whose tests run in one process where several run side by side: they share ranks, or start engines, and two
+engines at a time take more memory than a small machine has. Of the others the modules are kept together."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say to `pytest -n 2 --dist loadgroup` which tests belong together."""
+    for item in items:
+        module = item.path.relative_to(config.rootpath).as_posix()
+        group = next((name for folder, name in GROUPS.items() if module.startswith(f"{folder}/")), module)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def prefix() -> str:
     """A name that no other test uses: for topics, groups and transactional ids."""
