@@ -30,13 +30,11 @@ GROUPS = {"tests/learner": "learner", "tests/producers/rollouts": "engine", "tes
 engines at a time take more memory than a small machine has. Of the others the modules are kept together."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Say to `pytest -n 2 --dist loadgroup` which tests belong together."""
-    for item in items:
-        module = item.path.relative_to(config.rootpath).as_posix()
-        group = next((name for folder, name in GROUPS.items() if module.startswith(f"{folder}/")), module)
-        item.add_marker(pytest.mark.xdist_group(group))
+    module = item.path.relative_to(item.config.rootpath).as_posix()
+    group = next((name for folder, name in GROUPS.items() if module.startswith(f"{folder}/")), module)
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
