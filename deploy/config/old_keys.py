@@ -62,9 +62,13 @@ def current(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def current_key(key: str) -> str:
     """Today's name of a dotted key, as `--set` gives it."""
-    if key in RENAMED:
-        _warn(key, RENAMED[key])
-    return RENAMED.get(key, key)
+    found = RENAMED.get(key, key)
+    for name in KINDS:
+        if key.startswith(f"learner.{name}_settings."):
+            found = key.replace(f"{name}_settings", name, 1)
+    if found != key:
+        _warn(key, found)
+    return found
 
 
 def _tag(learner: dict[str, Any], name: str, default: str) -> None:
@@ -74,6 +78,13 @@ def _tag(learner: dict[str, Any], name: str, default: str) -> None:
     if isinstance(settings, Mapping):
         del learner[f"{name}_settings"]
         _warn(f"learner.{name}_settings", f"learner.{name}")
+        given_too = sorted(settings.keys() & table.keys()) if isinstance(table, Mapping) else []
+        if given_too:
+            old, new = (f"learner.{holder}.{given_too[0]}" for holder in (f"{name}_settings", name))
+            raise ConfigError(
+                f"{old} is {shown(settings[given_too[0]])}, but {new}, its new name, is given too; "
+                "allowed: the new one alone"
+            )
         table = {**(table if isinstance(table, Mapping) else {}), **settings}
     if isinstance(table, Mapping):
         learner[name] = {"kind": table.get("kind", default), **table}

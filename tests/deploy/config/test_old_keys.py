@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.cli.commands.demo import DEMO
+from deploy.config.old_keys import current, current_key
 from deploy.config.run import load, toml_text
 from deploy.errors import ConfigError
 from learner.objective_settings import EspoSettings, GspoSettings, NoCorrection, TisSettings
@@ -103,3 +104,13 @@ def test_what_is_written_reads_back(tables: dict[str, Any]) -> None:
 
 def test_what_is_none_is_left_out() -> None:
     assert tomllib.loads(toml_text({"a": {"b": None, "c": [{"d": 1, "e": None}]}})) == {"a": {"c": [{"d": 1}]}}
+
+
+def test_a_setting_given_in_the_old_table_and_the_new_one_is_an_error() -> None:
+    tables = {"learner": {"objective": {"kind": "espo", "alpha": 1}, "objective_settings": {"alpha": 2}}}
+    with pytest.raises(ConfigError, match=r"^learner\.objective_settings\.alpha is 2, but learner\.objective\.alpha, "):
+        current(tables)
+
+
+def test_an_old_key_of_the_objective_in_set_names_its_new_key() -> None:
+    assert current_key("learner.objective_settings.alpha") == "learner.objective.alpha"
