@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from deploy.config.old_keys import KINDS
+from deploy.config.old_keys import KINDS, SHORT
 from deploy.config.run import OWN, SOURCES
 from deploy.config.shared import handed_to
 from deploy.services import settings_class
@@ -58,7 +58,10 @@ def _section(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A section as a file gives it: without what is handed on to it, and with kinds that may stand for their tables."""
     handed = handed_to(name) if name in SERVICES else {}
     properties = {key: value for key, value in schema["properties"].items() if key not in handed}
-    for key in KINDS if name == "learner" else ():
-        properties[key] = {**properties[key], "anyOf": [*properties[key]["anyOf"], {"type": "string"}]}
+    for key in (*KINDS, *SHORT) if name == "learner" else ():
+        table = properties[key]
+        options = table["anyOf"] if "anyOf" in table else [{"$ref": table["$ref"]}]
+        rest = {word: value for word, value in table.items() if word not in ("anyOf", "$ref")}
+        properties[key] = {**rest, "anyOf": [*options, {"type": "string"}]}
     required = [key for key in schema.get("required", ()) if key not in handed]
     return {**schema, "properties": properties, "required": required}

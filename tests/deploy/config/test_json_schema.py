@@ -25,6 +25,12 @@ def test_the_files_that_ship_are_valid(validator: Draft202012Validator) -> None:
         assert list(validator.iter_errors(tomllib.loads(path.read_text(encoding="utf-8")))) == []
 
 
+def test_what_is_short_for_a_table_is_valid(validator: Draft202012Validator) -> None:
+    tables = tomllib.loads(DEMO.read_text(encoding="utf-8"))
+    tables["learner"] = {"objective": "gspo", "correction": "none", "schedule": "constant", "precision": "bf16"}
+    assert list(validator.iter_errors(tables)) == []
+
+
 @pytest.mark.parametrize(
     ("section", "change"),
     [
