@@ -26,7 +26,7 @@ _ANCHORS: Final = 2
 _WEIGHTS: Final = re.compile(r"weights/v(\d+)/.+")
 
 
-class Needed:
+class NeededBlobs:
     """Which blobs are outlived by no retention. Feed it everything on `weights`, in order."""
 
     def __init__(self) -> None:
@@ -48,14 +48,14 @@ class Needed:
         return found is not None and len(self._last) == _ANCHORS and int(found[1]) < min(self._newest, *self._last)
 
 
-async def collect_regularly(service: ServiceContext, retention_h: float, needed: Needed) -> None:
+async def collect_regularly(service: ServiceContext, retention_h: float, needed: NeededBlobs) -> None:
     """Now and once an hour until the service is asked to stop. A store that fails is tried again in an hour."""
     while not service.stopping.is_set():
         await asyncio.to_thread(_collect, retention_h * _HOUR_S + _MARGIN_S, needed, service)
         await service.until_stopped(_EVERY_S)
 
 
-def _collect(age_s: float, needed: Needed, service: ServiceContext) -> None:
+def _collect(age_s: float, needed: NeededBlobs, service: ServiceContext) -> None:
     try:
         deleted = service.blobs.delete_older_than(age_s, needed.may_go, service.stopping.is_set)
     except OSError as error:

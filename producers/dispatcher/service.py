@@ -5,11 +5,11 @@ import logging
 import time
 from typing import Final
 
-from producers.dispatcher.blob_gc import Needed, collect_regularly
+from producers.dispatcher.blob_gc import NeededBlobs, collect_regularly
 from producers.dispatcher.dispatch import TOPICS, Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt, SourceError, without
-from producers.dispatcher.unowned_dead_letters import Unreadable
+from producers.dispatcher.unowned_dead_letters import UnownedDeadLetters
 from schemas.events import Event
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
@@ -52,7 +52,7 @@ async def main(service: ServiceContext, settings: DispatcherSettings) -> None:
     await writer.open()
     try:
         changed, caught_up = asyncio.Event(), asyncio.Event()
-        unreadable, needed = Unreadable(), Needed()
+        unreadable, needed = UnownedDeadLetters(), NeededBlobs()
 
         def take(event: Event, record: Record) -> None:
             dispatch.on_event(event)
@@ -88,7 +88,7 @@ async def main(service: ServiceContext, settings: DispatcherSettings) -> None:
 async def _keep_full(
     service: ServiceContext,
     dispatch: Dispatch,
-    unreadable: Unreadable,
+    unreadable: UnownedDeadLetters,
     writer: TransactionalWriter,
     changed: asyncio.Event,
 ) -> None:

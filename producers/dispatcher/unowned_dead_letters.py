@@ -15,7 +15,7 @@ KEPT: Final = frozenset({"batches", "steps", "weights", "applied", "dead-letters
 """Topics whose unreadable records are the dispatcher's; the others have a stage that commits them."""
 
 
-class Unreadable:
+class UnownedDeadLetters:
     """Records of `KEPT` that are no event of their topic, until they have a dead letter. Pure."""
 
     def __init__(self) -> None:

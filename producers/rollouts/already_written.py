@@ -24,7 +24,7 @@ class _Head(msgspec.Struct, frozen=True, tag_field="type", tag="RolloutCompleted
     index: int
 
 
-class ResumedGroups:
+class AlreadyWritten:
     """Rollouts that were on the log before this process, read when a request turns up that is older than it.
 
     A predecessor's last record may still be missed (it was on its way when the process died); the aggregator keeps

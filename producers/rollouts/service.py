@@ -5,7 +5,7 @@ import logging
 import time
 from typing import Final
 
-from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.engine.supervised import SupervisedEngine
 from producers.rollouts.settings import ProducerSettings
 from producers.rollouts.weights.subscriber import WeightSubscriber
 from producers.rollouts.worker import RolloutWorker
@@ -30,7 +30,7 @@ async def main(service: ServiceContext, settings: ProducerSettings) -> None:
     EngineDied: it did, and kept dying; the supervisor starts the service again, which takes up what was in hand.
     """
     producer_id = f"producer-{service.run_context.ordinal}"
-    engine = RestartingEngine(settings.engine_settings(service.run_context.seed))
+    engine = SupervisedEngine(settings.engine_settings(service.run_context.seed))
     worker = RolloutWorker(service, settings, engine, producer_id)
     try:
         if await _started(service, engine, settings.start_timeout_s):
@@ -42,7 +42,7 @@ async def main(service: ServiceContext, settings: ProducerSettings) -> None:
         await engine.stop()
 
 
-async def _started(service: ServiceContext, engine: RestartingEngine, timeout_s: float) -> bool:
+async def _started(service: ServiceContext, engine: SupervisedEngine, timeout_s: float) -> bool:
     """Whether the engine is up; False where the service was asked to stop before it was."""
     began = time.monotonic()
     starting = asyncio.ensure_future(engine.start())
@@ -66,7 +66,7 @@ async def _started(service: ServiceContext, engine: RestartingEngine, timeout_s:
 async def _serve(
     service: ServiceContext,
     settings: ProducerSettings,
-    engine: RestartingEngine,
+    engine: SupervisedEngine,
     worker: RolloutWorker,
     weights: WeightSubscriber,
 ) -> None:
@@ -97,7 +97,7 @@ async def _serve(
         await asyncio.wait(tasks)
 
 
-async def _report(service: ServiceContext, engine: RestartingEngine, worker: RolloutWorker) -> None:
+async def _report(service: ServiceContext, engine: SupervisedEngine, worker: RolloutWorker) -> None:
     """Figures for `/status`, until cancelled; the rate is of completed rollouts since the last report."""
     tokens, since = worker.tokens, time.monotonic()
     while True:

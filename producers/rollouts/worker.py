@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from producers.rollouts.already_written import ResumedGroups
+from producers.rollouts.already_written import AlreadyWritten
 from producers.rollouts.engine.errors import EngineDied, PromptRefused
 from producers.rollouts.engine.generation import Generation
-from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.engine.supervised import SupervisedEngine
 from producers.rollouts.event import completed, is_finite, routes_on_wire
 from producers.rollouts.model_facts import engine_info, experts_of
 from producers.rollouts.prompt_encoder import PromptEncoder
+from producers.rollouts.quarantine import Quarantine
 from producers.rollouts.settings import ProducerSettings
-from producers.rollouts.turns import Turns
 from schemas.events import Event, GroupRequested, RolloutCompleted
 from schemas.identity import rollout_id, sampling_seed
 from schemas.parts import Sampling
@@ -50,7 +50,7 @@ class RolloutWorker:
     """Generates requests, many at a time; at least once. Counts what it did."""
 
     def __init__(
-        self, service: ServiceContext, settings: ProducerSettings, engine: RestartingEngine, producer_id: str
+        self, service: ServiceContext, settings: ProducerSettings, engine: SupervisedEngine, producer_id: str
     ) -> None:
         self._context = service.run_context
         self._blobs = service.blobs
@@ -60,8 +60,8 @@ class RolloutWorker:
         self._encoder = PromptEncoder(Path(settings.model))
         self._experts = experts_of(Path(settings.model))
         self._info = engine_info(settings)
-        self._resumed = ResumedGroups(service.run_context, service.started_s)
-        self._turns = Turns()
+        self._already_written = AlreadyWritten(service.run_context, service.started_s)
+        self._quarantine = Quarantine()
         self._generating: dict[str, float] = {}
         self._sent_s = time.time()
         self.rollouts = 0
@@ -86,17 +86,17 @@ class RolloutWorker:
             logger.warning("group %s is not generated: its deadline passed %.0f s ago", event.group_id, late_s)
             return
         job = await self._job(event, record, received_s)
-        written = await self._resumed.written(event, record)
+        written = await self._already_written.written(event, record)
         if 0 < len(written) < event.samples:
             logger.info("group %s: %d of %d rollouts are on the log", event.group_id, len(written), event.samples)
         job.attempts.update({index: 0 for index in range(event.samples) if index not in written})
         while job.attempts:
-            async with self._turns.turn(event.group_id) as turn:
-                turn.lost = await self._round(job, emit)
+            async with self._quarantine.attempt(event.group_id) as attempt:
+                attempt.lost = await self._round(job, emit)
 
     def waits(self) -> list[str]:
         """For `status`: what is in flight since when, and when something was sent last."""
-        lines = self._turns.waits()
+        lines = self._quarantine.waits()
         if self._generating:
             now_s = time.time()
             oldest = min(self._generating, key=self._generating.__getitem__)

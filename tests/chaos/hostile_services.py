@@ -19,7 +19,7 @@ from deploy.local.session import topic_specs
 from producers.dispatcher import service as dispatcher
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource
-from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.engine.supervised import SupervisedEngine
 from producers.rollouts.settings import ProducerSettings
 from producers.rollouts.weights.subscriber import WeightSubscriber
 from producers.rollouts.worker import RolloutWorker
@@ -79,7 +79,7 @@ async def serving(log: Log, directory: Path) -> AsyncIterator[None]:
 async def producing(service: ServiceContext) -> None:
     """The producer without its engine: nothing here is allowed to reach one."""
     settings = ProducerSettings(model=str(MODEL))
-    engine = RestartingEngine(settings.engine_settings(0))
+    engine = SupervisedEngine(settings.engine_settings(0))
     async with Writer(service.log) as writer:
         cache = service.run_context.directory / "cache"
         weights = WeightSubscriber(engine, service.blobs, writer, "producer-0", cache, lambda: 0)

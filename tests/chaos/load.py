@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.config.run import load
-from producers.rollouts.already_written import ResumedGroups
+from producers.rollouts.already_written import AlreadyWritten
 from producers.rollouts.engine.generation import Generation
 from producers.rollouts.event import completed, routes_on_wire
 from producers.rollouts.prompt_encoder import PromptEncoder
@@ -60,7 +60,7 @@ class LoadWorker:
         self._group_s = group_s
         self._service = service
         self._encoder = PromptEncoder(model)
-        self._resumed = ResumedGroups(service.run_context, service.started_s)
+        self._resumed = AlreadyWritten(service.run_context, service.started_s)
         self._engine = EngineInfo(name="recorded", version="1", model=str(model))
         self.version = 0
 

@@ -1,7 +1,9 @@
 """The verifiers: each judges a response's text against the prompt's reference.
 
-A verifier is a module with the constants of `Verifier`, imported when first used, because reasoning-gym and math-verify
-take seconds and a hundred megabytes that the service itself never pays: those run in the pool's processes.
+A new one is a module here with `VERSION`, `warm()` and `check(sample)` (see `Verifier`), its name in
+`schemas/verifiers.py`, and, where a check takes more than microseconds, its name in `_POOLED`: then it runs in the
+pool's processes under a deadline. It is imported when first used, because reasoning-gym and math-verify take seconds
+and a hundred megabytes that the service itself never pays.
 """
 
 import functools

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from producers.rollouts.engine.errors import EngineDied, EngineError, EngineStartError, WeightsRefused, in_one_line
 from producers.rollouts.engine.generation import Generation
 from producers.rollouts.engine.in_flight import InFlight
-from producers.rollouts.engine.liveness import Vitals
+from producers.rollouts.engine.liveness import Liveness
 from producers.rollouts.engine.outputs import ModelLimits, sampling_parameters
 from producers.rollouts.engine.process import Keeper
 from producers.rollouts.engine.settings import EngineSettings
@@ -64,8 +64,8 @@ class RolloutEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self.vitals = Vitals(settings.call_timeout_s)
-        self._requests = InFlight(self.vitals, settings.request_timeout_s)
+        self.liveness = Liveness(settings.call_timeout_s)
+        self._requests = InFlight(self.liveness, settings.request_timeout_s)
         self._llm: Any = None
         self._keeper: Keeper | None = None
         self._launching: Launching | None = None
@@ -90,7 +90,7 @@ class RolloutEngine:
         try:
             self._llm = await self._launching.llm()
             processes = self._llm.engine_core.resources.engine_manager.processes
-            self.vitals.begin([process.pid for process in processes], lambda: bool(self._llm.errored))
+            self.liveness.begin([process.pid for process in processes], lambda: bool(self._llm.errored))
             await self._read_model()
             self._requests.version = version
             if self.settings.rounds_weights:
@@ -118,7 +118,7 @@ class RolloutEngine:
         A `seed` costs a loop over the requests in every step and repeats a response only where the batch's numerics
         do. Cancelling aborts the request. Raises `PromptRefused`, or `EngineDied` when engine or deadline fails.
         """
-        self.vitals.check()
+        self.liveness.check()
         self._limits.check(prompt_ids, sampling.max_tokens)
         parameters = sampling_parameters(
             max_tokens=sampling.max_tokens,
@@ -146,7 +146,7 @@ class RolloutEngine:
 
         Below 0 `priority` goes before every generation that waits for a place.
         """
-        self.vitals.check()
+        self.liveness.check()
         self._limits.check(token_ids, 1)
         parameters = sampling_parameters(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         async with self._requests.request(self._llm, list(token_ids), parameters, request_id, priority) as (_, output):
@@ -158,16 +158,16 @@ class RolloutEngine:
         The files are read, checked and staged while generation goes on; then it pauses between two steps for the swap.
         Raises `WeightsRefused` before anything was paused; `EngineDied` when the swap itself failed.
         """
-        self.vitals.check()
+        self.liveness.check()
         async with self._updating:
             began = time.perf_counter()
             listed = [(str(file.path), file.digest) for file in files]
-            verdicts = await self.vitals.call(
+            verdicts = await self.liveness.call(
                 "to prepare weights",
                 self._llm.collective_rpc("prepare_weights", args=(listed, self.settings.rounds_weights)),
             )
             if refusals := [verdict for verdict in verdicts if verdict]:
-                await self.vitals.call("to discard weights", self._llm.collective_rpc("discard_weights"))
+                await self.liveness.call("to discard weights", self._llm.collective_rpc("discard_weights"))
                 raise WeightsRefused(f"weights {version}: {refusals[0]}")
             prepared = time.perf_counter()
             async with self._requests.held():
@@ -175,8 +175,8 @@ class RolloutEngine:
 
     async def health(self) -> EngineHealth:
         """Asks the engine core for an answer. Raises `EngineDied` when none comes."""
-        self.vitals.check()
-        await self.vitals.call("for a sign of life", self._llm.is_paused())
+        self.liveness.check()
+        await self.liveness.call("for a sign of life", self._llm.is_paused())
         return EngineHealth(self.version, len(self._requests), self._generations, self._tokens_generated)
 
     async def stop(self) -> None:
@@ -189,7 +189,7 @@ class RolloutEngine:
         if not self._launching.has_ended:
             # As long as its thread lives it may start more processes: who kills them must outlive it.
             return
-        self.vitals.stopped()
+        self.liveness.stopped()
         self._requests.end()
         if self._llm is not None:
             with contextlib.suppress(TimeoutError):
@@ -205,7 +205,7 @@ class RolloutEngine:
             raise EngineError(f"a process of the engine outlived SIGKILL for {self.settings.stop_timeout_s:g} s")
 
     async def _swap(self, version: int, prepare_s: float) -> WeightUpdate:
-        call = self.vitals.call
+        call = self.liveness.call
         began = time.perf_counter()
         core = self._llm.engine_core
         await call("for generation to pause", core.pause_scheduler_async(mode="keep", clear_cache=False))
@@ -213,8 +213,8 @@ class RolloutEngine:
         try:
             seconds = await call("for weights to be applied", self._llm.collective_rpc("apply_weights"))
         except Exception as error:
-            self.vitals.fail(f"failed while weights {version} were applied: {error}")
-            raise EngineDied(f"the engine {self.vitals.failure}") from error
+            self.liveness.fail(f"failed while weights {version} were applied: {error}")
+            raise EngineDied(f"the engine {self.liveness.failure}") from error
         self._requests.settle(version, counts)
         await call("for generation to resume", self._llm.resume_generation())
         return WeightUpdate(version, prepare_s, max(seconds), time.perf_counter() - began)
@@ -224,7 +224,7 @@ class RolloutEngine:
         vocabulary, length = int(config.get_vocab_size()), self.settings.max_model_len
         self._limits = ModelLimits(length, vocabulary)
         if self.settings.return_routes:
-            layers = await self.vitals.call("for the model's layers", self._llm.collective_rpc("moe_layers"))
+            layers = await self.liveness.call("for the model's layers", self._llm.collective_rpc("moe_layers"))
             experts, top_k = int(config.get_num_experts()), int(config.get_num_experts_per_tok())
             self._limits = ModelLimits(length, vocabulary, tuple(layers[0]), experts, top_k)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from producers.rollouts.engine.errors import EngineDied, PromptRefused
 from producers.rollouts.engine.generation import SpanLog
-from producers.rollouts.engine.liveness import Vitals
+from producers.rollouts.engine.liveness import Liveness
 
 
 @dataclass(slots=True)
@@ -24,9 +24,9 @@ class Request:
 class InFlight:
     """Requests by id. `version` is the engine's, and changes only in `settle`."""
 
-    def __init__(self, vitals: Vitals, timeout_s: float) -> None:
+    def __init__(self, liveness: Liveness, timeout_s: float) -> None:
         self.version = 0
-        self._vitals = vitals
+        self._vitals = liveness
         self._timeout_s = timeout_s
         self._requests: dict[str, Request] = {}
         self._entering = 0

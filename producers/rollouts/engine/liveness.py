@@ -1,4 +1,4 @@
-"""Whether an engine lives: seen the moment one of its processes ends, and whenever a call is not answered."""
+"""Whether an engine is alive: seen the moment one of its processes ends, and whenever a call is not answered."""
 
 import asyncio
 import os
@@ -10,10 +10,10 @@ from producers.rollouts.engine.errors import EngineDied
 _T = TypeVar("_T")
 
 
-class Vitals:
-    """One engine's life: not started, alive, failed. `died` is set by its end, whatever that was.
+class Liveness:
+    """The liveness of one engine: not started, alive, failed. `died` is set when it ends, whatever the reason.
 
-    vLLM tells the requests in flight of a dead engine core, and leaves control calls waiting for ever.
+    vLLM fails the requests in flight of a dead engine core, and leaves control calls waiting indefinitely.
     """
 
     def __init__(self, call_timeout_s: float) -> None:
@@ -48,7 +48,7 @@ class Vitals:
         self.died.set()
 
     def check(self) -> None:
-        """Raises `EngineDied` unless it lives."""
+        """Raises `EngineDied` unless it is alive."""
         if self.failure is None and self._errored():
             self.fail("died")
         if self.failure is not None:

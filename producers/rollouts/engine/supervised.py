@@ -39,7 +39,7 @@ class EngineRestarts(Backoff):
     max_barren: int = 6
 
 
-class RestartingEngine:
+class SupervisedEngine:
     """One engine after another: `incarnation` counts them; `prepare` brings a new one's weights up to date."""
 
     def __init__(self, settings: EngineSettings, policy: EngineRestarts | None = None) -> None:
@@ -80,7 +80,7 @@ class RestartingEngine:
         except EngineDied as error:
             if engine is self._engine:
                 self._up.clear()
-            engine.vitals.fail(str(error))
+            engine.liveness.fail(str(error))
             raise
         self._completed += 1
         return generation
@@ -114,13 +114,13 @@ class RestartingEngine:
         if not self._restarting:
             return []
         down_s = time.monotonic() - self._down_since
-        return [f"waits for the engine, which {self._engine.vitals.failure}, to be up again since {down_s:.0f} s"]
+        return [f"waits for the engine, which {self._engine.liveness.failure}, to be up again since {down_s:.0f} s"]
 
     async def _until_dead(self) -> None:
         while True:
             try:
                 async with asyncio.timeout(_ASK_EVERY_S):
-                    await self._engine.vitals.died.wait()
+                    await self._engine.liveness.died.wait()
                 return
             except TimeoutError:
                 pass
@@ -131,7 +131,7 @@ class RestartingEngine:
 
     async def _started_again(self) -> bool:
         """Start the next incarnation, to which no requests go yet; False where it failed at once."""
-        policy, failure = self._policy, self._engine.vitals.failure
+        policy, failure = self._policy, self._engine.liveness.failure
         self._barren = 1 if self._completed else self._barren + 1
         self._completed = 0
         if self._barren >= policy.max_barren:
@@ -151,6 +151,6 @@ class RestartingEngine:
             # An engine that cannot generate at all must not make a suspect of the prompt that happens to come first.
             await self._engine.generate([0], Sampling(max_tokens=1), "trial", ignore_eos=True)
         except EngineError as error:
-            self._engine.vitals.fail(str(error))
+            self._engine.liveness.fail(str(error))
             return False
         return True

@@ -9,7 +9,7 @@ import numpy as np
 
 from producers.rollouts.engine.engine import RolloutEngine
 from producers.rollouts.engine.errors import EngineDied, PromptRefused
-from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.engine.supervised import SupervisedEngine
 from schemas import Canary, NDArray
 from schemas.events import CanaryScored, WeightsApplied, report_key
 from streams.log.clients import Writer
@@ -21,7 +21,7 @@ FIRST: Final = -1
 """Priority of the set's sequences: they take the next free places in the engine, ahead of every rollout that waits."""
 
 
-async def scores(engine: RolloutEngine | RestartingEngine, canary: Canary, name: str) -> NDArray:
+async def scores(engine: RolloutEngine | SupervisedEngine, canary: Canary, name: str) -> NDArray:
     """Log-probs f4 `[sequences, tokens - 1]` of the set under the present weights. Raises as `RolloutEngine.score`."""
     rows = canary.token_ids.numpy()
     rows_logprobs = await asyncio.gather(
@@ -33,7 +33,7 @@ async def scores(engine: RolloutEngine | RestartingEngine, canary: Canary, name:
 class CanaryScorer:
     """Scores what was applied last; while it does so, newer weights are not held up and make its figures void."""
 
-    def __init__(self, engine: RestartingEngine, writer: Writer) -> None:
+    def __init__(self, engine: SupervisedEngine, writer: Writer) -> None:
         self._engine = engine
         self._writer = writer
         self._due: tuple[Canary, WeightsApplied] | None = None

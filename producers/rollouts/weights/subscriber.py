@@ -13,7 +13,7 @@ from pathlib import Path
 
 from producers.rollouts.engine import errors
 from producers.rollouts.engine.errors import EngineDied
-from producers.rollouts.engine.supervised import RestartingEngine
+from producers.rollouts.engine.supervised import SupervisedEngine
 from producers.rollouts.engine.weight_files import WeightFile
 from producers.rollouts.weights.canary import CanaryScorer
 from producers.rollouts.weights.publications import Publications
@@ -34,7 +34,7 @@ class WeightSubscriber:
 
     def __init__(
         self,
-        engine: RestartingEngine,
+        engine: SupervisedEngine,
         blobs: BlobStore,
         writer: Writer,
         producer_id: str,

@@ -1,4 +1,4 @@
-"""Advantages of a group: the formula of DESIGN 7.1 and what must hold of it for any rewards."""
+"""Advantages of a group: the formula of docs/objectives.md and what must hold of it for any rewards."""
 
 import math
 import statistics

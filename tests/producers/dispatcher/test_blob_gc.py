@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from producers.dispatcher.blob_gc import Needed
+from producers.dispatcher.blob_gc import NeededBlobs
 from producers.dispatcher.service import main
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource
@@ -22,12 +22,12 @@ def published(version: int, kind: Literal["full", "delta"] = "full") -> WeightsP
     return weights_published(version, kind=kind, **base)
 
 
-def going(needed: Needed, versions: int = 12) -> list[int]:
+def going(needed: NeededBlobs, versions: int = 12) -> list[int]:
     return [version for version in range(versions) if needed.may_go(f"weights/v{version}/model.ab")]
 
 
 def test_the_last_two_anchors_and_all_after_them_stay() -> None:
-    needed = Needed()
+    needed = NeededBlobs()
     assert going(needed) == []
     for event in (published(1), published(2, "delta"), published(3, "delta")):
         needed.on_event(event)
@@ -40,7 +40,7 @@ def test_the_last_two_anchors_and_all_after_them_stay() -> None:
 
 
 def test_only_what_is_known_goes() -> None:
-    needed = Needed()
+    needed = NeededBlobs()
     assert needed.may_go("routes/p.0.1.ab")
     assert not needed.may_go("notes/routes/a")
     assert not needed.may_go("weights/latest/a")

@@ -1,6 +1,6 @@
 """Dead letters of the topics that no stage commits: exactly one each, whatever order their facts are read in."""
 
-from producers.dispatcher.unowned_dead_letters import Unreadable
+from producers.dispatcher.unowned_dead_letters import UnownedDeadLetters
 from schemas import DeadLetter
 from streams.log.dead_letters import dead_letter
 from streams.record import Record
@@ -17,7 +17,7 @@ def letter_of(record: Record) -> DeadLetter:
 
 
 def test_a_record_has_one_letter_that_holds_its_bytes() -> None:
-    unreadable = Unreadable()
+    unreadable = UnownedDeadLetters()
     unreadable.refuse(junk("steps", 3), "no event")
     (output,) = unreadable.dead_letters(5.0)
     assert output.topic == "dead-letters" and output.key == "steps/0@3"
@@ -28,7 +28,7 @@ def test_a_record_has_one_letter_that_holds_its_bytes() -> None:
 
 def test_a_restart_finds_the_letter_before_or_after_the_record() -> None:
     before, after = junk("batches", 1), junk("dead-letters", 2)
-    unreadable = Unreadable()
+    unreadable = UnownedDeadLetters()
     unreadable.on_event(letter_of(before))
     unreadable.refuse(before, "no event")
     unreadable.refuse(after, "no event")
@@ -37,7 +37,7 @@ def test_a_restart_finds_the_letter_before_or_after_the_record() -> None:
 
 
 def test_topics_with_a_stage_of_their_own_are_left_to_it() -> None:
-    unreadable = Unreadable()
+    unreadable = UnownedDeadLetters()
     for topic in ("prompts", "rollouts", "scores", "groups"):
         unreadable.refuse(junk(topic, 0), "no event")
     assert unreadable.dead_letters(5.0) == []

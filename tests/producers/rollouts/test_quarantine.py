@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.rollouts.suspects import NARROWING, Suspects
-from producers.rollouts.turns import Turns
+from producers.rollouts.quarantine import NARROWING, Quarantine, Suspects
 from streams.errors import Poison
 
 
@@ -65,7 +64,7 @@ def test_two_deaths_for_another_reason_condemn_nobody() -> None:
 
 
 async def test_a_turn_waits_while_suspects_are_tried() -> None:
-    turns = Turns()
+    turns = Quarantine()
     order: list[str] = []
     dies = {0: {"a", "b"}, 1: {"a", "b"}, 2: {"a"}}
     life = 0
@@ -74,7 +73,7 @@ async def test_a_turn_waits_while_suspects_are_tried() -> None:
     async def generate(key: str) -> None:
         nonlocal life
         while True:
-            async with turns.turn(key) as turn:
+            async with turns.attempt(key) as turn:
                 order.append(key)
                 if key not in dies.get(life, set()):
                     return
@@ -100,15 +99,15 @@ async def test_a_turn_waits_while_suspects_are_tried() -> None:
 
 
 async def test_a_cancelled_suspect_holds_up_nobody() -> None:
-    turns = Turns()
+    turns = Quarantine()
     started = asyncio.Event()
 
     async def die(key: str) -> None:
         for life in (0, 1):
-            async with turns.turn(key) as turn:
+            async with turns.attempt(key) as turn:
                 turn.lost = life
                 await asyncio.sleep(0)
-        async with turns.turn(key):
+        async with turns.attempt(key):
             started.set()
             await asyncio.Event().wait()
 
@@ -119,5 +118,5 @@ async def test_a_cancelled_suspect_holds_up_nobody() -> None:
             suspect.cancel()
         with pytest.raises(asyncio.CancelledError):
             await suspects[0]
-        async with turns.turn("c"):
+        async with turns.attempt("c"):
             pass

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.rollouts.already_written import ResumedGroups
+from producers.rollouts.already_written import AlreadyWritten
 from producers.rollouts.engine.errors import in_one_line
 from producers.rollouts.engine.generation import Generation
 from producers.rollouts.event import completed, is_finite, routes_on_wire
@@ -166,7 +166,7 @@ async def test_what_a_predecessor_wrote_is_not_generated_again(run: Any) -> None
     started_s = time.time() + 1
     await run.write(*(Output("rollouts", event(f"g.{i % 2}", i), key=f"g.{i % 2}") for i in range(5)))
     old = record_at("prompts", 0, time_s=time.time())
-    resumed = ResumedGroups(run.context, started_s)
+    resumed = AlreadyWritten(run.context, started_s)
     assert await resumed.written(request("g.0"), old) == {0, 2, 4}
     assert await resumed.written(request("g.1"), old) == {1, 3}
     assert await resumed.written(request("g.7"), old) == set()

@@ -8,7 +8,7 @@ import pytest
 
 from producers.rollouts.engine.errors import EngineDied
 from producers.rollouts.engine.settings import EngineSettings
-from producers.rollouts.engine.supervised import EngineRestarts, RestartingEngine
+from producers.rollouts.engine.supervised import EngineRestarts, SupervisedEngine
 from schemas import Sampling
 
 pytestmark = [
@@ -32,7 +32,7 @@ def kill_cores() -> int:
 
 async def test_an_engine_that_dies_again_and_again_is_given_up() -> None:
     settings = EngineSettings(model=str(MODEL), max_model_len=96, kv_cache_bytes=64 << 20)
-    engine = RestartingEngine(settings, EngineRestarts(first_s=0.0, max_barren=3))
+    engine = SupervisedEngine(settings, EngineRestarts(first_s=0.0, max_barren=3))
     await engine.start()
     prepared = 0
 
