@@ -49,7 +49,7 @@ def _function(settings: CustomObjective | CustomCorrection) -> Callable[[TokenBa
         sys.path.insert(0, settings.path)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ValueError(
             f"import is {settings.function!r}, and module {module_name!r} cannot be imported: {error}"
         ) from error

@@ -100,10 +100,12 @@ def test_an_objective_and_a_correction_of_the_users_own(tmp_path: Path) -> None:
         ({"import": "own_losses_b:none_such"}, "has no function 'none_such'"),
         ({"settings": {"scal": 1.0}}, "takes others"),
         ({"path": "/nowhere/at/all"}, "which is no directory"),
+        ({"import": "own_losses_c:f"}, "module 'own_losses_c' cannot be imported: expected"),
     ],
 )
 def test_a_function_that_cannot_be_had_is_named(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     (tmp_path / "own_losses_b.py").write_text(OWN)
+    (tmp_path / "own_losses_c.py").write_text("def f(batch) return batch\n")
     table = {"kind": "custom", "path": str(tmp_path), "import": "own_losses_b:reinforce"} | changes
     settings = msgspec.convert({"model": "m", "objective": table}, LearnerSettings)
     with pytest.raises(ModelError, match=says):
