@@ -2,10 +2,13 @@
 
 `learner.objective` and `learner.correction` are tables with a `kind`; the kind alone, as a string, is short for it. So
 are `learner.schedule` and `learner.precision` given as a string.
+
+A file with more than `LINES` of them was written by an earlier version and not by hand (a run directory's run.toml
+gives every key), so it is one line then: every tool that reads the run would print them all.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from deploy.config.error_text import shown
@@ -38,6 +41,9 @@ RENAMED: Final[Mapping[str, str]] = {
 }
 """Old key → new key."""
 
+LINES: Final = 10
+"""Renamed keys that are named one by one."""
+
 KINDS: Final[Mapping[str, str]] = {"objective": "espo", "correction": "none"}
 """Tagged tables of `learner` → the kind of one that names none."""
 
@@ -48,15 +54,17 @@ SHORT: Final[Mapping[str, str]] = {"schedule": "kind", "precision": "compute"}
 def current(tables: Mapping[str, Any]) -> dict[str, Any]:
     """`tables` with today's keys. ConfigError: an old key and its new one are both given."""
     found = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
+    moved: list[tuple[str, str]] = []
     learner = found.get("learner")
     if isinstance(learner, dict):
         for name, key in SHORT.items():
             if isinstance(learner.get(name), str):
                 learner[name] = {key: learner[name]}
         for name, kind in KINDS.items():
-            _tag(learner, name, kind)
+            moved += _tag(learner, name, kind)
     for old, new in RENAMED.items():
-        _move(found, old, new)
+        moved += _move(found, old, new)
+    _warn(moved)
     return found
 
 
@@ -67,17 +75,16 @@ def current_key(key: str) -> str:
         if key.startswith(f"learner.{name}_settings."):
             found = key.replace(f"{name}_settings", name, 1)
     if found != key:
-        _warn(key, found)
+        _warn([(key, found)])
     return found
 
 
-def _tag(learner: dict[str, Any], name: str, default: str) -> None:
+def _tag(learner: dict[str, Any], name: str, default: str) -> list[tuple[str, str]]:
     given = learner.get(name)
     table: Any = {"kind": given} if isinstance(given, str) else given
     settings = learner.get(f"{name}_settings")
     if isinstance(settings, Mapping):
         del learner[f"{name}_settings"]
-        _warn(f"learner.{name}_settings", f"learner.{name}")
         given_too = sorted(settings.keys() & table.keys()) if isinstance(table, Mapping) else []
         if given_too:
             old, new = (f"learner.{holder}.{given_too[0]}" for holder in (f"{name}_settings", name))
@@ -88,13 +95,14 @@ def _tag(learner: dict[str, Any], name: str, default: str) -> None:
         table = {**(table if isinstance(table, Mapping) else {}), **settings}
     if isinstance(table, Mapping):
         learner[name] = {"kind": table.get("kind", default), **table}
+    return [(f"learner.{name}_settings", f"learner.{name}")] if isinstance(settings, Mapping) else []
 
 
-def _move(tables: dict[str, Any], old: str, new: str) -> None:
+def _move(tables: dict[str, Any], old: str, new: str) -> list[tuple[str, str]]:
     section, _, key = old.partition(".")
     holder = tables.get(section)
     if not isinstance(holder, dict) or key not in holder:
-        return
+        return []
     value = holder.pop(key)
     *inner, name = new.split(".")[1:]
     for step in inner:
@@ -106,8 +114,17 @@ def _move(tables: dict[str, Any], old: str, new: str) -> None:
     if name in holder:
         raise ConfigError(f"{old} is {shown(value)}, but {new}, its new name, is given too; allowed: the new one alone")
     holder[name] = value
-    _warn(old, new)
+    return [(old, new)]
 
 
-def _warn(old: str, new: str) -> None:
-    logger.warning("%s is now %s", old, new)
+def _warn(moved: Sequence[tuple[str, str]]) -> None:
+    if len(moved) <= LINES:
+        for old, new in moved:
+            logger.warning("%s is now %s", old, new)
+        return
+    (first_old, first_new), (second_old, second_new) = moved[0], moved[1]
+    logger.warning(
+        "the configuration has %d keys of an earlier version, which are read under their new names "
+        "(%s is now %s, %s is now %s, …)",
+        *(len(moved), first_old, first_new, second_old, second_new),
+    )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.cli.commands.demo import DEMO
-from deploy.config.old_keys import current, current_key
+from deploy.config.old_keys import RENAMED, current, current_key
 from deploy.config.run import load, toml_text
 from deploy.errors import ConfigError
 from learner.objective_settings import EspoSettings, GspoSettings, NoCorrection, TisSettings
@@ -69,6 +69,15 @@ def test_the_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert config.service("learner").correction == TisSettings(high=3.0)
     assert config.service("learner").optimizer.learning_rate == 1e-5
     assert config.service("learner").schedule.kind == "cosine"
+
+
+def test_a_file_that_an_earlier_version_wrote_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    keys = [key.removeprefix("learner.") for key in RENAMED if key.startswith("learner.")]
+    with caplog.at_level(logging.WARNING):
+        current({"learner": {**dict.fromkeys(keys, 1), "objective_settings": {"alpha": 0.1}}})
+    (line,) = caplog.messages
+    assert f"{len(keys) + 1} keys of an earlier version" in line
+    assert "learner.old is now learner.old_policy" in line
 
 
 def test_an_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
