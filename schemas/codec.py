@@ -6,14 +6,16 @@ from typing import Final
 import msgspec
 
 from schemas.errors import UndecodableError
-from schemas.events import Event, OnWire
+from schemas.events import Event, OnWire, RolloutCompleted
 from schemas.events.earlier_forms import AnyDeadLetter, AnyWeightsApplied
 
-SCHEMA_VERSION: Final = 1
-"""The major version, in every record's `schema` header: `<type>/<major>` or `<type>/<major>.<minor>`.
+SCHEMA_VERSION: Final = 2
+"""The newest major version; a record's own is in its `schema` header: `<type>/<major>` or `<type>/<major>.<minor>`.
 
 A minor version adds fields with defaults: older readers ignore them, newer ones fill in what older writers leave out.
-What older readers would misread, a changed meaning say, needs a new major version, which they refuse.
+What older readers would misread, a changed meaning say, needs a new major version, which they refuse. A record is of
+the lowest version whose readers understand it. Version 2: a rollout with a `loss_mask`, all of whose tokens a reader of
+version 1 would train on.
 """
 
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
@@ -50,7 +52,12 @@ def decode(data: bytes | memoryview) -> Event:
 
 def schema_header(event: Event) -> bytes:
     """`<type>/<version>` for the record's `schema` header."""
-    return f"{type(event).__name__}/{SCHEMA_VERSION}".encode()
+    return _header(type(event), 2 if isinstance(event, RolloutCompleted) and event.loss_mask is not None else 1)
+
+
+@lru_cache(64)
+def _header(kind: type[Event], version: int) -> bytes:
+    return f"{kind.__name__}/{version}".encode()
 
 
 @lru_cache(256)

@@ -1,6 +1,7 @@
 """The parts that events are made of: references, messages, sampling, spans, routes, blobs, scores."""
 
-from typing import Annotated, Final, Literal, NamedTuple
+import math
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +29,18 @@ Time = Annotated[float, Meta(ge=0, le=1e11)]
 """Unix seconds, up to the year 5138. NaN is excluded: a NaN deadline would never pass."""
 
 MAX_REFERENCE_DEPTH: Final = 32
+
+MAX_METADATA_BYTES: Final = 64 * 1024
+"""The metadata of a prompt at most, as JSON: it is in every request of the prompt."""
+
+MAX_TURNS: Final = 4096
+"""Turns of one response at most."""
+
+MAX_ROLE: Final = 64
+"""Characters of a turn's role at most."""
+
+POLICY_ROLE: Final = "assistant"
+"""The role of the turns whose tokens the policy samples."""
 
 MAX_SAMPLES: Final = 65_536
 """Samples of one group at most: a producer allocates for each of them when it receives the request."""
@@ -75,6 +88,13 @@ class WeightSpan(NamedTuple):
 
     first_token: Count
     version: Count
+
+
+class Turn(NamedTuple):
+    """The response tokens from `first_token` on (until the next turn) are of `role`: `assistant`, `tool`, `user`, …"""
+
+    first_token: Count
+    role: Annotated[str, Meta(min_length=1, max_length=MAX_ROLE)]
 
 
 class BlobRef(Part, frozen=True, kw_only=True):
@@ -130,6 +150,40 @@ def check_reference(owner: str, reference: object) -> None:
         depth += 1
         if depth > MAX_REFERENCE_DEPTH:
             raise ValueError(f"{owner} has a reference that nests deeper than {MAX_REFERENCE_DEPTH}")
+
+
+def check_metadata(owner: str, metadata: dict[str, Any]) -> None:
+    """ValueError: not plain JSON (text, finite numbers of 64 bits, true, false, null, lists and objects of these),
+    deeper than MAX_REFERENCE_DEPTH, or more than MAX_METADATA_BYTES of it.
+    """
+    level: list[tuple[str, object]] = list(metadata.items())
+    depth = 0
+    while level:
+        depth += 1
+        if depth > MAX_REFERENCE_DEPTH:
+            raise ValueError(f"{owner} has metadata that nests deeper than {MAX_REFERENCE_DEPTH}")
+        below: list[tuple[str, object]] = []
+        for key, value in level:
+            match value:
+                case None | bool() | str():
+                    pass
+                case int() if -(2**63) <= value < 2**64:
+                    pass
+                case float() if math.isfinite(value):
+                    pass
+                case dict() if all(isinstance(name, str) for name in value):
+                    below += [(key, item) for item in value.values()]
+                case list() | tuple():
+                    below += [(key, item) for item in value]
+                case _:
+                    raise ValueError(
+                        f"{owner} has metadata {key[:80]!r} with {str(value)[:80]} of type {type(value).__name__}; "
+                        "allowed are text, finite numbers of 64 bits, true, false, null, and lists and objects of these"
+                    )
+        level = below
+    size = len(msgspec.json.encode(metadata)) if metadata else 0
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"{owner} has metadata of {size} bytes; allowed are {MAX_METADATA_BYTES}")
 
 
 class EngineInfo(Part, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ class RunContext:
 
     `bootstrap` is the broker's `host:port[,host:port…]`, `partitions` those of every sharded topic, `blob_uri` the root
     of the blob store. Bodies above `inline_max_bytes` go there. `drain_s`: seconds to finish what is in flight after
-    SIGTERM.
+    SIGTERM. `config_digest` is of the settings that this process was started with, as far as a step depends on them.
     """
 
     run: str
@@ -24,3 +24,4 @@ class RunContext:
     seed: int = 0
     drain_s: float = 10.0
     otlp_endpoint: str | None = None
+    config_digest: str | None = None

@@ -88,17 +88,21 @@ class RunConfig:
             return self.run.ranks
         return int(getattr(self.replicas, service, 1))
 
-    def resolved(self) -> str:
-        """The whole configuration as TOML, every default written out; reads back as the same configuration."""
+    def tables(self) -> dict[str, Any]:
+        """Every section as plain values, every default written out; what a service is handed is where it was given."""
         tables: dict[str, Any] = {name: msgspec.to_builtins(getattr(self, name)) for name in OWN}
         for name in SOURCES:
             tables[name] = getattr(self, name)
         for name in SERVICES:
             whole = msgspec.to_builtins(self.service(name))
             tables[name] = {key: value for key, value in whole.items() if key not in handed_to(name)}
+        return tables
+
+    def resolved(self) -> str:
+        """The whole configuration as TOML, every default written out; reads back as the same configuration."""
         shares = "\n".join(f"  {source} -> {', '.join(targets)}" for source, targets in HANDED_ON.items())
         comment = f"The resolved configuration of run {self.run.id}. Facts that are given once and handed on:\n{shares}"
-        return toml_text(tables, comment)
+        return toml_text(self.tables(), comment)
 
     def write(self) -> None:
         """Writes `run.toml` of the run directory, and moves it there, so that there is never half a file."""

@@ -2,12 +2,16 @@
 
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from schemas.arrays import NDArray
 from schemas.events.base import EventBase
 from schemas.parts import (
     MAX_SAMPLES,
+    MAX_TURNS,
+    POLICY_ROLE,
     Count,
     Disposition,
     EngineInfo,
@@ -20,7 +24,9 @@ from schemas.parts import (
     Routes,
     Sampling,
     Time,
+    Turn,
     WeightSpan,
+    check_metadata,
     check_reference,
 )
 
@@ -29,7 +35,8 @@ class GroupRequested(EventBase, frozen=True, kw_only=True):
     """`samples` rollouts of one prompt are wanted before `deadline_s`. Exactly one of `prompt` and `messages` is set.
 
     `sequence` numbers the requests of a run from 0; `version` is the newest published version the dispatcher knew;
-    `evaluation` is the step after which a held-back round was asked for (purpose `evaluate`).
+    `evaluation` is the step after which a held-back round was asked for (purpose `evaluate`). `metadata` is what else
+    the prompt's row said, plain JSON: no stage acts on it, and rollouts lead to it by their `request`.
     """
 
     group_id: str
@@ -49,6 +56,7 @@ class GroupRequested(EventBase, frozen=True, kw_only=True):
     evaluation: Count | None = None
     version: Count = 0
     predicted_tokens: Count | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -56,12 +64,22 @@ class GroupRequested(EventBase, frozen=True, kw_only=True):
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise ValueError(f"group {self.group_id} asks for {self.samples} samples and not for 1 to {MAX_SAMPLES}")
         check_reference(f"group {self.group_id}", self.reference)
+        if self.metadata:
+            check_metadata(f"group {self.group_id}", self.metadata)
 
 
 class RolloutCompleted(EventBase, frozen=True, kw_only=True):
     """One finished rollout with everything the learner needs; the request's facts are repeated so that no stage joins.
 
     `logprobs` f4 `[response tokens]`, finite: log-probability of each sampled token under the weights of its span.
+
+    A response may hold tokens that the policy did not sample: what a tool or an environment answered, and what a
+    template puts around it. `loss_mask` u1 `[response tokens]` is then 1 where the policy sampled the token and 0 where
+    it was given; absent, all are sampled. Given tokens are context, as the prompt's are: their log-prob is 0 (they were
+    certain), they count in the sequence's length and in `routes` (the engine routed them in a prefill), and in nothing
+    that is trained, rewarded or measured of the policy. `turns` says who wrote which part; only an `assistant` samples.
+    A span without a sampled token says nothing of staleness. `finish_reason` is `length` where a limit on tokens cut
+    the response off, whoever's turn it was, and `stop` where the policy or the environment ended it.
     """
 
     rollout_id: str
@@ -89,6 +107,30 @@ class RolloutCompleted(EventBase, frozen=True, kw_only=True):
     routes: Routes | None = None
     purpose: Purpose = "train"
     evaluation: Count | None = None
+    loss_mask: NDArray | None = None
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def sampled(self) -> npt.NDArray[np.bool_] | None:
+        """Which response tokens the policy sampled, bool `[response tokens]`; None: all of them."""
+        return None if self.loss_mask is None else self.loss_mask.numpy().astype(np.bool_)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many response tokens the policy sampled."""
+        return self.response_ids.shape[0] if self.loss_mask is None else int(self.loss_mask.numpy().sum())
+
+    @property
+    def sampled_versions(self) -> list[int]:
+        """The versions of the weights that tokens were sampled with; of every span where all tokens were sampled."""
+        if (sampled := self.sampled) is None:
+            return [span.version for span in self.spans]
+        firsts = [span.first_token for span in self.spans]
+        return [
+            span.version
+            for span, end in zip(self.spans, [*firsts[1:], len(sampled)], strict=True)
+            if sampled[span.first_token : end].any()
+        ]
 
     def __post_init__(self) -> None:
         check_reference(f"rollout {self.rollout_id}", self.reference)
@@ -109,6 +151,45 @@ class RolloutCompleted(EventBase, frozen=True, kw_only=True):
             raise ValueError(
                 f"rollout {self.rollout_id} has routes for tokens {self.routes.first_token} to "
                 f"{self.routes.first_token + self.routes.shape[0]} of {total}"
+            )
+        if self.loss_mask is not None or self.turns:
+            check_sampled(self)
+
+
+def check_sampled(rollout: RolloutCompleted) -> None:
+    """ValueError: its mask or turns do not fit its response, or contradict its log-probs or one another."""
+    name, tokens = f"rollout {rollout.rollout_id}", rollout.response_ids.shape[0]
+    mask = np.ones(tokens, np.uint8)
+    if rollout.loss_mask is not None:
+        if rollout.loss_mask.dtype != "u1" or rollout.loss_mask.shape != (tokens,):
+            raise ValueError(
+                f"{name} has a loss_mask {rollout.loss_mask.dtype}{list(rollout.loss_mask.shape)} for {tokens} "
+                "response tokens; allowed is u1 with one entry a token"
+            )
+        mask = rollout.loss_mask.numpy()
+        if mask.size and mask.max() > 1:
+            raise ValueError(f"{name} has a loss_mask with {mask.max()}; allowed are 0 (given) and 1 (sampled)")
+        if not mask.any():
+            raise ValueError(f"{name} has a loss_mask by which none of its {tokens} response tokens was sampled")
+        told = np.flatnonzero((mask == 0) & (rollout.logprobs.numpy() != 0))
+        if told.size:
+            raise ValueError(
+                f"{name} has log-prob {rollout.logprobs.numpy()[told[0]]:g} for response token {told[0]}, which its "
+                "loss_mask says was not sampled; allowed is 0"
+            )
+    if not rollout.turns:
+        return
+    firsts = [turn.first_token for turn in rollout.turns]
+    if len(firsts) > MAX_TURNS or firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= tokens:
+        raise ValueError(
+            f"{name} has {len(firsts)} turns from tokens {firsts[:8]} that do not part its {tokens} response tokens; "
+            f"allowed are up to {MAX_TURNS}, rising from 0"
+        )
+    for turn, end in zip(rollout.turns, [*firsts[1:], tokens], strict=True):
+        if turn.role != POLICY_ROLE and mask[turn.first_token : end].any():
+            raise ValueError(
+                f"{name} has sampled tokens in the turn of {turn.role!r} from token {turn.first_token}; allowed only "
+                f"in turns of {POLICY_ROLE!r}"
             )
 
 

@@ -34,6 +34,9 @@ class StepCompleted(EventBase, frozen=True, kw_only=True):
     """The learner trained on batch `batch` and holds weights `version` (the number of steps done) now.
 
     A later record for the same step is a replay after a crash and says the same; readers keep the first.
+
+    `trained_digest` is of what entered the step (`schemas.digests.step_digest`), `config_digest` of the settings that
+    it was done with (`deploy.config.digest`); None in records of earlier versions.
     """
 
     step: Count
@@ -47,3 +50,5 @@ class StepCompleted(EventBase, frozen=True, kw_only=True):
     rejected: tuple[Rejected, ...] = ()
     wall_s: Finite = 0.0
     waited_s: Finite = 0.0
+    trained_digest: str | None = None
+    config_digest: str | None = None

@@ -18,7 +18,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from schemas import MAX_LETTER_BYTES, TOPICS, Event, Ref, encode, partition_of, schema_header
+from schemas import MAX_LETTER_BYTES, TOPICS, Ref, encode, partition_of, schema_header
 from schemas.topics import topic as catalogue_topic
 from streams.errors import BrokerAwayError, DeliveryError, StreamsError
 from streams.log.aiokafka_fixes import ABANDON_S, close, committed_offsets, stop_producer
@@ -37,8 +37,6 @@ _RESPONSE_BYTES: Final = 4 << 20
 _BACKOFF_MS: Final = 300
 """Between attempts to reach a broker that is away. By default each client tries ten times a second: the thirty of a run
 on one machine take a tenth of its CPU from the broker that they wait for."""
-
-_SCHEMA_HEADERS: Final[dict[type, bytes]] = {}
 
 
 async def within(seconds: float, what: str, awaitable: Awaitable[_T]) -> _T:
@@ -112,7 +110,7 @@ class Log:
 
     def headers(self, output: Output) -> list[tuple[str, bytes]]:
         """Record headers: schema, run, and the trace context of the span that is current."""
-        headers = [(names.SCHEMA, _schema_header(output.event)), (names.RUN_HEADER, self._run)]
+        headers = [(names.SCHEMA, schema_header(output.event)), (names.RUN_HEADER, self._run)]
         context = tracing.traceparent()
         if context is not None:
             headers.append((names.TRACEPARENT, context))
@@ -182,14 +180,6 @@ class Log:
 
 # A group's id comes once for each of its rollouts, and the hash is a Python loop over its bytes.
 _partition_of: Final = lru_cache(4096)(partition_of)
-
-
-def _schema_header(event: Event) -> bytes:
-    kind = type(event)
-    header = _SCHEMA_HEADERS.get(kind)
-    if header is None:
-        header = _SCHEMA_HEADERS[kind] = schema_header(event)
-    return header
 
 
 async def enqueue(log: Log, producer: AIOKafkaProducer, output: Output) -> Awaitable[Any]:

@@ -89,7 +89,7 @@ async def test_services_read_what_newer_and_older_ones_write(
 ) -> None:
     skewed, seen = Skewed(), Everything(log)
     monkeypatch.setattr(streams_log, "encode", skewed)
-    monkeypatch.setattr(streams_log, "_schema_header", lambda event: f"{type(event).__name__}/1.7".encode())
+    monkeypatch.setattr(streams_log, "schema_header", lambda event: f"{type(event).__name__}/1.7".encode())
     async with serving(log, model, tmp_path), Writer(log) as writer:
         for name in range(6):
             for index, answer in enumerate("4544"):
@@ -104,8 +104,8 @@ async def test_services_read_what_newer_and_older_ones_write(
     assert set(ends.values()) == {1} and len(ends) == 24
     assert {end for _, end in seen.ends()} == {"planned"}
     (letter,) = seen.of(DeadLetter)
-    assert (letter.stage, letter.headers[names.SCHEMA]) == ("rewards", b"RolloutCompleted/2.0")
-    assert "RolloutCompleted/2 is newer than 1" in letter.error
+    assert (letter.stage, letter.headers[names.SCHEMA]) == ("rewards", b"RolloutCompleted/3.0")
+    assert "RolloutCompleted/3 is newer than 2" in letter.error
     assert not seen.of(GroupDropped) + seen.of(GroupEvaluated)
     for version in ("newer", "older"):
         assert all(skewed.written[version][kind] for kind in (RolloutScored, GroupReady, BatchPlanned)), version
@@ -116,6 +116,6 @@ async def write_major(log: Log, rollout: RolloutCompleted) -> None:
     """A record that an incompatible version wrote, though this one could decode it."""
     producer = log.producer()
     await producer.start()
-    headers = [(names.SCHEMA, b"RolloutCompleted/2.0")]
+    headers = [(names.SCHEMA, b"RolloutCompleted/3.0")]
     await producer.send_and_wait(log.full("rollouts"), encode(rollout), partition=0, headers=headers)
     await producer.stop()

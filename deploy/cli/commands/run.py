@@ -85,6 +85,7 @@ def bootstrap_of(config: RunConfig, kept_up: bool = False) -> str:
 
 
 def _context(config: RunConfig, ordinal: int, replicas: int, bootstrap: str) -> Any:
+    from deploy.config.digest import config_digest, trained_settings
     from streams.context import RunContext
 
     return RunContext(
@@ -99,6 +100,7 @@ def _context(config: RunConfig, ordinal: int, replicas: int, bootstrap: str) -> 
         seed=config.run.seed,
         drain_s=config.run.drain_s,
         otlp_endpoint=config.tracing.otlp_endpoint or None,
+        config_digest=config_digest(trained_settings(config)),
     )
 
 
