@@ -54,7 +54,7 @@ demo: setup
 	@$(BIN)/eachprompt demo $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -m 'not chaos' -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -m 'not chaos' -n 2 $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check .

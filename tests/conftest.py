@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from streams.broker import Broker
 from streams.log.admin import Admin, TopicSpec
@@ -30,11 +32,22 @@ GROUPS = {"tests/learner": "learner", "tests/producers/rollouts": "engine", "tes
 engines at a time take more memory than a small machine has. Of the others the modules are kept together."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Say to `pytest -n 2 --dist loadgroup` which tests belong together."""
-    module = item.path.relative_to(item.config.rootpath).as_posix()
-    group = next((name for folder, name in GROUPS.items() if module.startswith(f"{folder}/")), module)
-    item.add_marker(pytest.mark.xdist_group(group))
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals tests out by group, the largest first.
+
+    xdist's own `--dist loadgroup` writes the group into `_nodeid`, which pytest 9.2 no longer reads: every test went
+    its own way, and two processes each started the engine that a module shares.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return next((group for folder, group in GROUPS.items() if module.startswith(f"{folder}/")), module)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """For `pytest -n 2`, whatever `--dist` says."""
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from streams.log.fetch import RecordFetcher
 from streams.log.reader import Reader
 from streams.log.stall import StallDetector
 from streams.record import Record
+from streams.runtime.progress import Progress
 from streams.runtime.service_context import ServiceContext
 
 logger = logging.getLogger(__name__)
@@ -106,13 +107,18 @@ class BatchLoader:
                     "it is not the log that was trained on"
                 )
             self._cut = start > self._offset
-            async for plan, record in self._plans(reader, writer):
-                await self._ready.put(await self._load(plan, record, fetcher, writer))
+            with self._service.loop(f"reads {TOPIC}") as loop:
+                async for plan, record in self._plans(reader, writer, loop):
+                    with loop.resting():  # its own deadlines; and a step may take as long as it takes
+                        await self._ready.put(await self._load(plan, record, fetcher, writer))
 
-    async def _plans(self, reader: Reader, writer: Writer) -> AsyncIterator[tuple[BatchPlanned, Record]]:
+    async def _plans(
+        self, reader: Reader, writer: Writer, loop: Progress
+    ) -> AsyncIterator[tuple[BatchPlanned, Record]]:
         """Each batch number once, in order; a number seen before was re-published by a restarted batcher."""
         stall = StallDetector()
         while True:
+            loop.turn()
             records = await reader.poll(_POLL_S)
             if not records:
                 await stall.check(reader)

@@ -2,7 +2,8 @@
 
 `pace`                 a reader at the end of the log must wait there and not spin (akin to aio-libs/aiokafka#1155)
 `committed_offsets`    a coordinator that is loading looks like a group without commits (no upstream issue known)
-`close`                `stop()` of a client can hang while no broker is there (aio-libs/aiokafka#1101, #1013, #659)
+`close`                `stop()` of a client can hang while no broker is there (aio-libs/aiokafka#1101, #1013, #659),
+                       and ends by the CancelledError of its own tasks (no upstream issue known)
 `stop_producer`        a fenced producer keeps its connections open after `stop()` (no upstream issue known)
 
 Two more have to stand where they act: `streams.log.transaction` awaits every delivery, since `commit_transaction()`
@@ -81,12 +82,29 @@ async def committed_offsets(
 
 
 async def close(closing: Awaitable[Any], seconds: float) -> None:
-    """Await a client's close for so long and no longer: it flushes first, which never ends with the broker down."""
+    """Await a client's close for so long and no longer: it flushes first, which never ends with the broker down.
+
+    A client cancels tasks of its own and awaits them, and their CancelledError comes out of `stop()`. In an `__aexit__`
+    it would take the place of the error that ends the service, which would then end without one; so the close is a task
+    of its own, and only an error that is the caller's business leaves this function.
+    """
+    task = asyncio.ensure_future(closing)
     try:
-        async with asyncio.timeout(seconds):
-            await closing
-    except (TimeoutError, KafkaError, OSError):
-        return
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=ABANDON_S)
+    finally:
+        task.cancel()
+        task.add_done_callback(_outcome)
+    error = _outcome(task)
+    if error is not None and not isinstance(error, TimeoutError | KafkaError | OSError):
+        raise error
+
+
+def _outcome(task: asyncio.Future[Any]) -> BaseException | None:
+    """The error of a task that is done; asking for it keeps asyncio from logging that nobody has."""
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 async def stop_producer(producer: AIOKafkaProducer, seconds: float) -> None:

@@ -20,6 +20,7 @@ from aiokafka.structs import TopicPartition
 
 from schemas import MAX_LETTER_BYTES, TOPICS, Ref, encode, partition_of, schema_header
 from schemas.topics import topic as catalogue_topic
+from streams.cancellation import owned
 from streams.errors import BrokerAwayError, DeliveryError, StreamsError
 from streams.log.aiokafka_fixes import ABANDON_S, close, committed_offsets, stop_producer
 from streams.log.retry import started
@@ -43,7 +44,7 @@ async def within(seconds: float, what: str, awaitable: Awaitable[_T]) -> _T:
     """Await the broker with a deadline; BrokerAwayError says `waited <seconds> s <what>`."""
     try:
         async with asyncio.timeout(seconds):
-            return await awaitable
+            return await owned(awaitable, f"the wait {what}")
     except TimeoutError as error:
         raise BrokerAwayError(what, seconds) from error
 
@@ -219,9 +220,12 @@ class Writer:
         timeout = self._log.settings.call_timeout_s
         try:
             async with asyncio.timeout(timeout):
-                metadata = await (await enqueue(self._log, self._producer, output))
+                metadata = await owned(self._deliver(output), f"the delivery of a record of {output.topic}")
         except TimeoutError as error:
             raise BrokerAwayError(f"for the broker to take a record of {output.topic}", timeout) from error
         except KafkaError as error:
             raise DeliveryError(f"the broker did not take a record of {output.topic}: {error}") from error
         return Ref(output.topic, metadata.partition, metadata.offset)
+
+    async def _deliver(self, output: Output) -> Any:
+        return await (await enqueue(self._log, self._producer, output))

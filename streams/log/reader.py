@@ -7,6 +7,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from streams.cancellation import owned
 from streams.errors import BrokerAwayError, StreamsError
 from streams.log.aiokafka_fixes import ABANDON_S, close, pace
 from streams.log.clients import FETCH_BYTES, Log, within
@@ -61,7 +62,8 @@ class Reader:
         """Up to `max_records` records, in log order by partition; empty when none came within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s + self._log.settings.call_timeout_s):
-                batches = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+                getting = self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+                batches = await owned(getting, "a read of the log")
         except TimeoutError as error:
             raise BrokerAwayError("for records", timeout_s + self._log.settings.call_timeout_s) from error
         except KafkaError as error:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiokafka.errors import KafkaConnectionError
 
+from streams.cancellation import owned
 from streams.errors import BrokerAwayError
 
 _RETRY_S: Final = 0.2
@@ -20,7 +21,7 @@ async def started(starting: Callable[[], Awaitable[Any]], bootstrap: str, second
         async with asyncio.timeout(seconds):
             while True:
                 try:
-                    await starting()
+                    await owned(starting(), f"the start of a client of {bootstrap}")
                     return
                 except KafkaConnectionError:
                     await asyncio.sleep(_RETRY_S)

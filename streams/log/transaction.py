@@ -7,6 +7,7 @@ from aiokafka.errors import KafkaError, ProducerFenced
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from schemas import Ref
+from streams.cancellation import owned
 from streams.errors import BrokerAwayError, DeliveryError, FencedError
 from streams.faults import reach
 from streams.log.aiokafka_fixes import ABANDON_S, stop_producer
@@ -54,7 +55,7 @@ class TransactionalWriter:
         timeout = self._log.settings.call_timeout_s
         try:
             async with asyncio.timeout(timeout):
-                return await self._write(outputs, group, offsets or {})
+                return await owned(self._write(outputs, group, offsets or {}), f"a transaction of {self._id}")
         except TimeoutError as error:
             raise BrokerAwayError(f"for a transaction of {self._id}", timeout) from error
         except ProducerFenced as error:

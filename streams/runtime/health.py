@@ -33,6 +33,7 @@ def status_of(service: ServiceContext) -> dict[str, object]:
         "ordinal": service.run_context.ordinal,
         "pid": os.getpid(),
         "ready": service.is_ready,
+        "silent": service.silent(),
         "stopping": service.stopping.is_set(),
         "started_s": service.started_s,
         "waits": service.waits(time.time()),
@@ -81,7 +82,9 @@ def _answer(service: ServiceContext, request_line: str) -> bytes:
         case "/live":
             body = "live\n"
         case "/ready":
-            code, body = (200, "ready\n") if service.is_ready else (503, "not ready\n")
+            silent = service.silent()
+            ready = service.is_ready and not silent
+            code, body = (200, "ready\n") if ready else (503, "\n".join(silent or ["not ready"]) + "\n")
         case "/status":
             body, kind = json.dumps(status_of(service)), "application/json"
         case _:

@@ -17,6 +17,7 @@ from schemas import EachpromptError
 from schemas.services import SERVICES
 from streams import faults
 from streams.blobs.store import BlobStore
+from streams.cancellation import spawn
 from streams.context import RunContext
 from streams.errors import ConfigurationError
 from streams.log.clients import Log, LogSettings
@@ -82,7 +83,7 @@ async def _serve(name: str, context: RunContext, main: Main) -> int:
         service = ServiceContext(name, context, log, BlobStore(context.blob_uri), tasks)
         async with health_server(service) as port:
             logger.info("%s-%d serves run %s, health on port %d", name, context.ordinal, context.run, port)
-            working = tasks.create_task(_work(service, main), name=name)
+            working = spawn(_work(service, main), name, tasks)
             _handle_signals(service, working)
             # Not awaited: a cancelled start must end the service cleanly, and any error reaches the TaskGroup itself.
             await asyncio.wait([working])

@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from streams.blobs.store import BlobStore
+from streams.cancellation import spawn
 from streams.context import RunContext
 from streams.errors import DeadlineError
 from streams.log.clients import Log
+from streams.runtime.progress import Progress
 
 
 class ServiceContext:
@@ -29,10 +31,25 @@ class ServiceContext:
         self._tasks = tasks
         self._waits: dict[int, tuple[str, float]] = {}
         self._reporters: list[Callable[[], list[str]]] = []
+        self._loops: list[Progress] = []
 
     def ready(self) -> None:
         """The service does its work from now on: `/ready` answers 200."""
         self.is_ready = True
+
+    @contextmanager
+    def loop(self, what: str) -> Iterator[Progress]:
+        """A loop that has to come round every few seconds while the block lasts, or `/ready` answers 503."""
+        loop = Progress(what)
+        self._loops.append(loop)
+        try:
+            yield loop
+        finally:
+            self._loops.remove(loop)
+
+    def silent(self) -> list[str]:
+        """The loops that have not come round, and for how long; empty where all is well."""
+        return [f"{loop.what}: nothing for {loop.silent_s():.0f} s" for loop in self._loops if loop.silent_s()]
 
     def gauge(self, name: str, value: float) -> None:
         """Set a figure that `/status` shows."""
@@ -40,7 +57,7 @@ class ServiceContext:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a task beside `main`; its error ends the service, and the end of `main` ends it."""
-        task = self._tasks.create_task(coroutine, name=name)
+        task = spawn(coroutine, name, self._tasks)
         self._spawned.append(task)
         return task
 
@@ -71,7 +88,7 @@ class ServiceContext:
     def waits(self, now_s: float) -> list[str]:
         """What this service waits for, since when."""
         named = [f"waits {what} since {now_s - since:.0f} s" for what, since in self._waits.values()]
-        return named + [line for report in self._reporters for line in report()]
+        return self.silent() + named + [line for report in self._reporters for line in report()]
 
     async def until_stopped(self, timeout_s: float) -> bool:
         """Sleep up to `timeout_s`; True at once when the service is asked to stop."""

@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 
+from streams.cancellation import spawn
 from streams.errors import FencedError, StreamsError
 from streams.log.clients import Log, within
 from streams.stages.group_coordinator import (
@@ -149,7 +150,7 @@ class Membership:
         # In a generation that was missed there may have been another owner, even where the partitions are the same.
         continued = before[0] == self._member and 0 <= before[1] <= generation <= before[1] + 1
         self._generation, self._partitions = generation, partitions
-        self._beating = asyncio.create_task(self._beat(), name=f"heartbeats of {self._instance}")
+        self._beating = spawn(self._beat(), f"heartbeats of {self._instance}")
         self._beating.add_done_callback(self._on_beating_end)
         return Assignment(partitions, continued)
 

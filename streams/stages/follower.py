@@ -46,24 +46,27 @@ async def follow(
         behind = dict(ends) if start == "earliest" else {}
         skipped = 0
         stall = StallDetector()
-        while True:
-            if caught_up is not None and not caught_up.is_set():
-                behind = {key: end for key, end in behind.items() if await reader.position(*key) < end}
-                if not behind:
-                    caught_up.set()
-            records = await reader.poll(_POLL_S)
-            if not records:
-                await stall.check(reader)
-            for record in records:
-                try:
-                    event = event_of(record)
-                except (UndecodableError, Poison) as error:
-                    skipped += 1
-                    service.gauge("undecodable_skipped", skipped)
-                    logger.warning("skipped %s: %s", record.ref, error)
-                    if on_unreadable is not None:
-                        on_unreadable(record, str(error))
-                    continue
-                result = on(event, record)
-                if inspect.isawaitable(result):
-                    await result
+        with service.loop(f"reads {', '.join(topics)}") as loop:
+            while True:
+                loop.turn()
+                if caught_up is not None and not caught_up.is_set():
+                    behind = {key: end for key, end in behind.items() if await reader.position(*key) < end}
+                    if not behind:
+                        caught_up.set()
+                records = await reader.poll(_POLL_S)
+                if not records:
+                    await stall.check(reader)
+                for record in records:
+                    try:
+                        event = event_of(record)
+                    except (UndecodableError, Poison) as error:
+                        skipped += 1
+                        service.gauge("undecodable_skipped", skipped)
+                        logger.warning("skipped %s: %s", record.ref, error)
+                        if on_unreadable is not None:
+                            on_unreadable(record, str(error))
+                        continue
+                    result = on(event, record)
+                    if inspect.isawaitable(result):
+                        with loop.resting():  # what a listener does may take minutes: weights are loaded
+                            await result

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from streams.cancellation import spawn
 from streams.log.reader import Reader
 from streams.log.stall import StallDetector
 from streams.record import Record
+from streams.runtime.progress import Progress
 from streams.runtime.service_context import ServiceContext
 from streams.stages.offsets import OffsetTracker
 from streams.stages.processor import ProcessorSpec
@@ -74,11 +76,11 @@ class Prefetcher:
         first = {topic: asyncio.Event() for topic in spec.extra_inputs}
         async with asyncio.TaskGroup() as tasks:
             for topic, caught_up in first.items():
-                tasks.create_task(self._read_input(topic, (), caught_up), name=f"{spec.stage} reads {topic}")
+                spawn(self._read_input(topic, (), caught_up), f"{spec.stage} reads {topic}", tasks)
             reading = self._read_input(spec.input, list(first.values()), asyncio.Event())
-            tasks.create_task(reading, name=f"{spec.stage} reads {spec.input}")
+            spawn(reading, f"{spec.stage} reads {spec.input}", tasks)
             if side:
-                tasks.create_task(self._read_side_inputs(side), name=f"{spec.stage} reads its side inputs")
+                spawn(self._read_side_inputs(side), f"{spec.stage} reads its side inputs", tasks)
 
     async def _read_input(self, topic: str, after: Sequence[asyncio.Event], caught_up: asyncio.Event) -> None:
         """Read `topic` once all of `after` are set; set `caught_up` at where the topic ended at the start."""
@@ -87,39 +89,46 @@ class Prefetcher:
         stall = StallDetector()
         for event in after:
             await event.wait()
-        async with Reader(self._service.log, {key: self._positions[key] for key in keys}, self._group) as reader:
-            ends = await reader.ends()
-            while True:
-                full = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
-                if not caught_up.is_set() and (full or all([await reader.position(*k) >= ends[k] for k in keys])):
-                    caught_up.set()
-                if full:
-                    # The commit metadata is nearly full: deadlines will finish records and make room. This does not
-                    # wait for the service's stop as well: once that is set, the loop would never yield again.
-                    await asyncio.sleep(POLL_S)
-                    stall.excuse(POLL_S)
-                    continue
-                records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
-                if records:
-                    self._ahead.update((record.topic, record.partition) for record in records)
-                    await self._put(records, stall)
-                elif (positions := await reader.positions()) != noted:
-                    # Drained: behind the records in the queue there are only transaction markers up to here.
-                    await self._put([Position(t, p, position) for (t, p), position in positions.items()], stall)
-                    noted = positions
-                await stall.check(reader)
+        with self._service.loop(f"{self._spec.stage} reads {topic}") as loop:
+            async with Reader(self._service.log, {key: self._positions[key] for key in keys}, self._group) as reader:
+                ends = await reader.ends()
+                while True:
+                    loop.turn()
+                    full = any(self._trackers[key].full_with(self._ahead[key]) for key in keys)
+                    if not caught_up.is_set() and (full or all([await reader.position(*k) >= ends[k] for k in keys])):
+                        caught_up.set()
+                    if full:
+                        # The commit metadata is nearly full: deadlines will finish records and make room. This does not
+                        # wait for the service's stop as well: once that is set, the loop would never yield again.
+                        await asyncio.sleep(POLL_S)
+                        stall.excuse(POLL_S)
+                        continue
+                    records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
+                    if records:
+                        self._ahead.update((record.topic, record.partition) for record in records)
+                        await self._put(records, stall, loop)
+                    elif (positions := await reader.positions()) != noted:
+                        # Drained: behind the records in the queue there are only transaction markers up to here.
+                        await self._put(
+                            [Position(t, p, position) for (t, p), position in positions.items()], stall, loop
+                        )
+                        noted = positions
+                    await stall.check(reader)
 
     async def _read_side_inputs(self, positions: Mapping[Key, int | None]) -> None:
         stall = StallDetector()
-        async with Reader(self._service.log, positions) as reader:
-            while True:
-                records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
-                if records:
-                    await self._put(records, stall)
-                await stall.check(reader)
+        with self._service.loop(f"{self._spec.stage} reads its side inputs") as loop:
+            async with Reader(self._service.log, positions) as reader:
+                while True:
+                    loop.turn()
+                    records = await reader.poll(POLL_S, max_records=MAX_RECORDS)
+                    if records:
+                        await self._put(records, stall, loop)
+                    await stall.check(reader)
 
-    async def _put(self, records: Sequence[Record | Position], stall: StallDetector) -> None:
+    async def _put(self, records: Sequence[Record | Position], stall: StallDetector, loop: Progress) -> None:
         """Into the queue. While it has no room nothing is read, which is not the reader's fault."""
         began_s = time.monotonic()
-        await self._queue.put(records)
+        with loop.resting():
+            await self._queue.put(records)
         stall.excuse(time.monotonic() - began_s)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from schemas import UndecodableError
+from streams.cancellation import spawn
 from streams.errors import Poison
 from streams.log.dead_letters import dead_letter, event_of, place
 from streams.log.tail import Tail, offsets_at_tail, read_tail
@@ -47,14 +48,14 @@ async def run_processor(service: ServiceContext, spec: ProcessorSpec, make: Call
     else:
         tasks = [ProcessorTask(service, spec, [p], p, make(p)) for p in owned]
     async with asyncio.TaskGroup() as group:
-        started = [group.create_task(task.start(), name=f"{spec.stage} starts") for task in tasks]
+        started = [spawn(task.start(), f"{spec.stage} starts", group) for task in tasks]
         await asyncio.wait(started)
         service.ready()
         watchdog = LoopWatchdog(
             lambda: f"{spec.stage} processes {', '.join(task.current for task in tasks)}", _SILENT_S
         )
-        beating = group.create_task(watchdog.beat(), name=f"{spec.stage} beats")
-        await asyncio.wait([group.create_task(task.run(), name=f"{spec.stage} task {task.key}") for task in tasks])
+        beating = spawn(watchdog.beat(), f"{spec.stage} beats", group)
+        await asyncio.wait([spawn(task.run(), f"{spec.stage} task {task.key}", group) for task in tasks])
         beating.cancel()
 
 
@@ -127,7 +128,7 @@ class ProcessorTask:
         """Process records until the service stops, one transaction after another."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._prefetcher.run(), name=f"{self._spec.stage} reads")
+                reading = spawn(self._prefetcher.run(), f"{self._spec.stage} reads", tasks)
                 while not self._service.stopping.is_set():
                     outputs = self._process(await self._next_records())
                     await self._write(outputs)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from schemas import Event, Ref, UndecodableError
+from streams.cancellation import spawn
 from streams.errors import Poison
 from streams.faults import reach
 from streams.log.clients import Writer
@@ -68,7 +69,7 @@ async def run_worker(service: ServiceContext, spec: WorkerSpec, worker: Worker) 
         service.add_status(pump.waiting)
         try:
             async with asyncio.TaskGroup() as tasks:
-                committer = tasks.create_task(pump.commit_regularly(), name=f"{spec.stage} commits")
+                committer = spawn(pump.commit_regularly(), f"{spec.stage} commits", tasks)
                 await pump.take_records(tasks)
                 await pump.drain(service.run_context.drain_s)
                 committer.cancel()
@@ -107,14 +108,18 @@ class _Pump:
     async def take_records(self, tasks: asyncio.TaskGroup) -> None:
         """Take records until the service stops, never more than `max_in_flight` or the metadata have room for."""
         stopping, revoked = self._service.stopping, self._assignments.revoked
-        while not stopping.is_set():
-            if revoked.is_set() or not self._assigned:
-                await _unless(stopping, self._reassign())
-            elif self._reader is not None and (room := self._room()) > 0:
-                await self._fill(self._reader, room, tasks)
-            else:
-                self._changed.clear()
-                await _first_of(self._changed, stopping, revoked)
+        with self._service.loop(f"{self._spec.stage} reads {self._spec.input}") as loop:
+            while not stopping.is_set():
+                loop.turn()
+                if revoked.is_set() or not self._assigned:
+                    with loop.resting():  # a named wait with a deadline of its own
+                        await _unless(stopping, self._reassign())
+                elif self._reader is not None and (room := self._room()) > 0:
+                    await self._fill(self._reader, room, tasks)
+                else:
+                    self._changed.clear()
+                    with loop.resting():
+                        await _first_of(self._changed, stopping, revoked)
 
     def _room(self) -> int:
         """How many more records may be begun now."""
@@ -144,7 +149,7 @@ class _Pump:
         if tracker.is_finished(record.offset):
             return
         tracker.begin(record.offset)
-        task = tasks.create_task(self._process(record, tracker), name=place(record.ref))
+        task = spawn(self._process(record, tracker), place(record.ref), tasks)
         self._running[task] = (record, time.time())
         task.add_done_callback(self._done)
 
@@ -261,7 +266,7 @@ async def _first_of(*events: asyncio.Event) -> None:
 
 async def _unless(stopping: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> None:
     """Await `coroutine`, or cancel it when the service stops."""
-    work = asyncio.ensure_future(coroutine)
+    work = spawn(coroutine, "a new assignment")
     stop = asyncio.ensure_future(stopping.wait())
     try:
         await asyncio.wait([work, stop], return_when=asyncio.FIRST_COMPLETED)

@@ -39,4 +39,11 @@ def test_a_service_that_answers_and_writes_nothing_is_named() -> None:
 
 def test_a_process_that_is_there_and_does_not_answer_runs() -> None:
     assert [state_of(None, None), state_of(None, 7)] == ["not running", "does not answer"]
+    assert state_of({"ready": False, "silent": ["groups reads scores: nothing for 75 s"]}, 7) == "silent"
+
+
+def test_a_service_whose_loop_has_stopped_is_named_though_it_answers() -> None:
+    assert stalls(READY | {"groups": "silent"}, {"scores": {"groups": 3}}, {}) == [
+        "groups runs and no longer reads; 3 records of scores are not finished"
+    ]
     assert [state_of({"ready": True}, 7), state_of({"ready": False}, 7)] == ["ready", "starting"]

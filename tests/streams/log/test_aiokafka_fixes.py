@@ -13,6 +13,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from streams.errors import BrokerAwayError
 from streams.log.aiokafka_fixes import AIOKAFKA_VERSION, close, committed_offsets, pace
 from streams.stages.group_protocol import Heartbeat, LeaveGroup, OffsetCommit
 
@@ -123,3 +124,42 @@ async def test_an_empty_fetch_that_came_back_at_once_is_followed_by_a_pause(foun
 async def test_a_close_that_hangs_is_given_up() -> None:
     async with asyncio.timeout(10):
         await close(asyncio.Event().wait(), 0.05)
+
+
+async def test_a_client_that_cancels_its_own_tasks_at_its_close_does_not_replace_the_error_that_ends_the_service() -> (
+    None
+):
+    async def stop() -> None:
+        fetching = asyncio.create_task(asyncio.sleep(60))
+        await asyncio.sleep(0)
+        fetching.cancel()
+        await fetching
+
+    with pytest.raises(BrokerAwayError):
+        try:
+            raise BrokerAwayError("for records", 30)
+        finally:
+            await close(stop(), 5)
+
+
+async def test_a_close_that_hangs_ends_with_its_caller() -> None:
+    began = asyncio.Event()
+
+    async def stop() -> None:
+        began.set()
+        await asyncio.sleep(60)
+
+    closing = asyncio.create_task(close(stop(), 60))
+    await began.wait()
+    closing.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([closing])
+    assert closing.cancelled()
+
+
+async def test_an_error_of_a_close_that_is_not_the_brokers_is_raised() -> None:
+    async def stop() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await close(stop(), 5)

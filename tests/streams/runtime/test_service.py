@@ -28,6 +28,11 @@ async def main(service):
         await asyncio.sleep(0.2)
         if sys.argv[2] == "broken":
             raise RuntimeError("the task beside broke")
+        if sys.argv[2] == "stray":
+            inner = asyncio.create_task(asyncio.sleep(60))
+            await asyncio.sleep(0)
+            inner.cancel()
+            await inner
         await asyncio.sleep(600)
     service.spawn(beside(), "beside")
     service.gauge("things", 3)
@@ -119,6 +124,7 @@ def test_a_second_signal_aborts(tmp_path: Path) -> None:
     ("mode", "code", "last"),
     [
         ("broken", 1, "thing: RuntimeError: the task beside broke"),
+        ("stray", 1, "thing: StrayCancellationError: beside was cancelled from within"),
         ("misconfigured", 2, "model.path 'x' is not a directory"),
     ],
 )
