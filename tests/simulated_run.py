@@ -27,8 +27,10 @@ from schemas import (
     WeightsApplied,
     WeightSpan,
     WeightsPublished,
+    decode,
     encode,
 )
+from schemas.digests import sequence_digest, step_digest
 
 PARTITIONS = 2
 START_S = 1_700_000_000.0
@@ -191,9 +193,12 @@ def _train(run: SyntheticRun, batch: int, ready: list[GroupReady], rng: random.R
         "replay/k3_on": 1e-4 * fade * (1 + rng.random()), "replay/flip_share": 0.03,
     }  # fmt: skip
     tokens = sum(sequence.response_tokens for sequence in sequences)
+    bodies = dict(run.records)
+    digests = [sequence_digest(each, decode(bodies[each.rollout])) for each in sequences]  # type: ignore[arg-type]
     step = StepCompleted(
         step=batch + 1, batch=batch, batch_ref=ref, version=batch + 1, metrics=metrics, time_s=run.now_s, tokens=tokens,
-        sequences=len(sequences), wall_s=0.4, waited_s=0.1,
+        sequences=len(sequences), wall_s=0.4, waited_s=0.1, trained_digest=step_digest(digests),
+        config_digest="sha256:00",
     )  # fmt: skip
     run.write("steps", step)
     weights = WeightsPublished(

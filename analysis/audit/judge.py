@@ -50,8 +50,8 @@ class Judgement:
         self._findings: list[Finding] = []
         self._trained_hashes = array("q")
 
-    def audit(self, step_conflicts: list[Finding]) -> Audit:
-        """The result, with the findings of `step_conflicts` among its own."""
+    def audit(self, step_findings: list[Finding], steps_verified: int = 0) -> Audit:
+        """The result, with the findings about steps among its own."""
         produced = 0
         for columns, index in self._tally:
             if columns.facts[index] & PRODUCED:
@@ -62,7 +62,7 @@ class Judgement:
                 self._count_trained(columns, index)
         for ref in sorted(self._tally.absurd):
             self._add_finding(Finding(place_of(ref), ref, "is named by later records but is not on the log"))
-        for finding in step_conflicts:
+        for finding in step_findings:
             self._add_finding(finding)
         twice = self._trained_twice()
         return Audit(
@@ -76,6 +76,8 @@ class Judgement:
             in_flight_oldest=[entry[-1] for entry in sorted(self._oldest, reverse=True)],
             findings=self._findings,
             trained_twice_ids=twice[:MAX_LISTED],
+            altered=self._kinds["altered"],
+            steps_verified=steps_verified,
         )
 
     def _judge(self, columns: Columns, index: int) -> None:

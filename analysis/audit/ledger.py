@@ -73,17 +73,23 @@ class Ledger:
         if isinstance(event, TOPICS[ref.topic].events):
             self._add_event(ref, event)
 
-    def close(self, finished: Finished | None = None, log_start: Mapping[int, int] | None = None) -> Audit:
+    def close(
+        self,
+        finished: Finished | None = None,
+        log_start: Mapping[int, int] | None = None,
+        trained: tuple[int, list[Finding]] | None = None,
+    ) -> Audit:
         """The audit of what was added.
 
         `finished(stage, ref)` tells whether a stage has committed a record as finished: with it, a rollout that a stage
         committed and wrote nothing about is unaccounted; without it, such a rollout counts as in flight. `log_start`
         holds the first offset that retention left of each partition of `rollouts` (0 where absent); older rollouts are
-        not judged.
+        not judged. `trained` is the judgement of the steps' digests (`analysis.audit.trained`), where there is one.
         """
+        verified, altered = trained or (0, [])
         dead_ends = self._dead_ends.judge(finished)
         judgement = Judgement(self._tally, self._steps, self._newest_s, finished, log_start or {}, dead_ends)
-        return judgement.audit(self._step_conflicts)
+        return judgement.audit([*self._step_conflicts, *altered], verified)
 
     def _add_rollout(self, ref: Ref, value: bytes | memoryview, time_s: float) -> None:
         slot = self._tally.slot(ref)
@@ -152,6 +158,9 @@ class Ledger:
             batches = f"{place_of(first.batch_ref)} and {place_of(step.batch_ref)}"
             what = f"step {step.step} is recorded twice, for {batches}"
             self._step_conflicts.append(Finding(f"step {step.step}", ref, what, "duplicated"))
+        elif step.trained_digest != first.trained_digest and None not in (step.trained_digest, first.trained_digest):
+            what = f"is recorded again with {step.trained_digest} trained on, after {first.trained_digest}"
+            self._step_conflicts.append(Finding(f"step {step.step}", ref, what, "altered"))
 
     def _note(self, fact: Fact, rollout: Ref, rollout_id: str, ref: Ref) -> Slot | None:
         slot = self._tally.slot(rollout)

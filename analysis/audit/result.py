@@ -14,7 +14,7 @@ MAX_LISTED: Final = 10_000
 
 OLDEST_LISTED: Final = 100
 
-Kind = Literal["unaccounted", "duplicated"]
+Kind = Literal["unaccounted", "duplicated", "altered"]
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -41,7 +41,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 
     `unaccounted`: without a disposition and in flight at no stage, and references to rollouts that are not on the log;
     `duplicated`: with more than one disposition, or with one recorded twice; `trained_twice`: rollout ids that were
-    trained on more than once.
+    trained on more than once; `altered`: steps whose digest is not that of what the log says they were trained on.
+    `steps_verified`: those whose digest was computed again from the log and agreed.
     """
 
     produced: int
@@ -54,8 +55,11 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_oldest: list[Waiting]
     findings: list[Finding]
     trained_twice_ids: list[str]
+    altered: int = 0
+    steps_verified: int = 0
 
     @property
     def clean(self) -> bool:
-        """Whether every rollout has exactly one disposition or is in flight, and none was trained on twice."""
-        return self.unaccounted == 0 and self.duplicated == 0 and self.trained_twice == 0
+        """Whether every rollout has exactly one disposition or is in flight, none was trained on twice, and no step's
+        digest contradicts the log."""
+        return self.unaccounted == self.duplicated == self.trained_twice == self.altered == 0

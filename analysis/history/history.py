@@ -35,7 +35,10 @@ from schemas import (
 
 @dataclass(slots=True)
 class RolloutFacts:
-    """One rollout's way through the log: unix times in seconds, None for stages that it has not reached."""
+    """One rollout's way through the log: unix times in seconds, None for stages that it has not reached.
+
+    `tokens` are those that the policy sampled.
+    """
 
     purpose: Purpose = "train"
     tokens: int = 0
@@ -95,7 +98,7 @@ class History:
                 self.requests[event.group_id] = Request(event.time_s, event.samples, event.purpose, event.evaluation)
             case RolloutCompleted():
                 facts = self._of(ref)
-                facts.purpose, facts.tokens = event.purpose, event.response_ids.shape[0]
+                facts.purpose, facts.tokens = event.purpose, event.sampled_tokens
                 facts.requested_s, facts.timings, facts.completed_s = event.requested_s, event.timings, event.time_s
             case RolloutScored():
                 self._scored(event)
@@ -148,7 +151,7 @@ class History:
     def _scored(self, event: RolloutScored) -> None:
         facts = self._of(event.rollout)
         if facts.scored_s is None:
-            facts.purpose, facts.tokens = event.purpose, event.response_tokens
+            facts.purpose, facts.tokens = event.purpose, event.generated_tokens
             facts.scored_s, facts.passed = event.time_s, event.passed
             facts.requested_s = event.requested_s or facts.requested_s
 

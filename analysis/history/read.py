@@ -8,10 +8,12 @@ from analysis.audit.excused import STAGES
 from analysis.audit.facts import Window
 from analysis.audit.ledger import READING_ORDER, Ledger
 from analysis.audit.result import Audit
+from analysis.audit.trained import TrainedDigests
 from analysis.history.history import History
 from analysis.history.run_log import RunLog
 from schemas import Ref, UndecodableError, decode
 from streams.log.admin import Admin
+from streams.record import Record
 
 _CLOCKS_S: Final = 60.0
 """Writers stamp their records: by clock differences an effect may look this much older than its cause."""
@@ -36,8 +38,11 @@ def audit_of(
     history: History | None = None,
     period: Period | None = None,
     on_progress: OnProgress | None = None,
+    digests: bool = False,
 ) -> Audit:
     """The audit of the log; the records are added to `history` as well where one is given.
+
+    With `digests` it also computes again what each step was trained on, for which the trained rollouts are decoded.
 
     The stages' commits are read first: whatever was finished by then has its disposition on the topics read later.
     Of the topics other than `rollouts` everything from the start of the period on is read, since dispositions come
@@ -47,6 +52,7 @@ def audit_of(
     finished = {stage: log.finished(stage, topic) for stage, topic in STAGES.items()}
     sizes, window = _window(log, period)
     ledger = Ledger(window)
+    trained = TrainedDigests() if digests else None
     for topic in READING_ORDER:
         first_s = period.since_s
         if first_s is not None and topic != "rollouts":
@@ -57,6 +63,8 @@ def audit_of(
             ledger.add(record.ref, record.value, record.time_s)
             if history is not None:
                 add_record(history, record.ref, record.value)
+            if trained is not None and (topic in ("steps", "batches") or trained.wants(record.ref)):
+                _add_trained(trained, record)
             count += 1
             if on_progress is not None and count % _REPORT_EVERY == 0:
                 on_progress(topic, count, sizes[topic])
@@ -66,7 +74,15 @@ def audit_of(
     def is_finished(stage: str, ref: Ref) -> bool:
         return finished[stage](ref.partition, ref.offset)
 
-    return ledger.close(is_finished, window.first)
+    return ledger.close(is_finished, window.first, None if trained is None else trained.judge())
+
+
+def _add_trained(trained: TrainedDigests, record: Record) -> None:
+    try:
+        event = decode(record.value)
+    except UndecodableError:
+        return
+    trained.add(event, record.ref)
 
 
 def _window(log: RunLog, period: Period) -> tuple[dict[str, int], Window]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from schemas import NDArray, Ref, UndecodableError, WeightSpan, decode
+from schemas import NDArray, Ref, RolloutCompleted, Turn, UndecodableError, WeightSpan, decode
 from streams.record import Record
 
 _FIRST: Final = 8
@@ -29,14 +31,17 @@ def described(record: Record, model: Path) -> dict[str, Any]:
     except UndecodableError as error:
         return place | {"undecodable": str(error), "data": record.value[:64].hex()}
     fields = {name: _plain(getattr(event, name)) for name in event.__struct_fields__}
+    tokenizer = _tokenizer(model) if any(hasattr(event, name) for name in _TOKENS) else None
     for name in _TOKENS:
-        if isinstance(ids := getattr(event, name, None), NDArray) and (text := _decoded(ids, model)) is not None:
-            fields[name.replace("_ids", "_text")] = text
+        if tokenizer is not None and isinstance(ids := getattr(event, name, None), NDArray):
+            fields[name.replace("_ids", "_text")] = _text(tokenizer, ids.numpy())
+    if isinstance(event, RolloutCompleted) and (event.loss_mask is not None or event.turns):
+        fields |= _by_turn(event, tokenizer)
     return place | {"event": type(event).__name__} | fields
 
 
 def as_text(shown: dict[str, Any]) -> str:
-    """Aligned lines, one a field; lists of tables are indented below their name."""
+    """Aligned lines, one a field that says something; lists of tables are indented below their name."""
     return "\n".join(_lines(shown, ""))
 
 
@@ -44,7 +49,7 @@ def _lines(table: dict[str, Any], indent: str) -> list[str]:
     width = max((len(name) for name in table), default=0)
     lines: list[str] = []
     for name, value in table.items():
-        if value is None:
+        if value in (None, [], {}):
             continue
         if isinstance(value, dict) and len(_value_text(value)) > 100:
             lines += [f"{indent}{name}", *_lines(value, indent + "    ")]
@@ -91,6 +96,8 @@ def _plain(value: Any) -> Any:
             }
         case Ref():
             return f"{value.topic}/{value.partition}/{value.offset}"
+        case Turn():
+            return f"{value.role} from token {value.first_token}"
         case WeightSpan():
             return f"version {value.version} from token {value.first_token}"
         case tuple() | list():
@@ -101,14 +108,35 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def _decoded(ids: NDArray, model: Path) -> str | None:
-    """The text of token ids; None where the model directory has no `tokenizer.json`."""
+def _by_turn(rollout: RolloutCompleted, tokenizer: Any) -> dict[str, Any]:
+    """The fields of a rollout of which not every token was sampled: which were, and its turns with their texts."""
+    tokens = rollout.response_ids.shape[0]
+    sampled = np.ones(tokens, np.bool_) if rollout.sampled is None else rollout.sampled
+    edges = np.flatnonzero(np.diff(sampled, prepend=False, append=False)).reshape(-1, 2).tolist()
+    runs = ", ".join(f"{first} to {end - 1}" for first, end in edges[:_FIRST]) + (", …" if len(edges) > _FIRST else "")
+    firsts = [turn.first_token for turn in rollout.turns]
+    turns: list[dict[str, Any]] = []
+    for turn, end in zip(rollout.turns, [*firsts[1:], tokens], strict=True):
+        here = slice(turn.first_token, end)
+        row = {"role": turn.role, "from": turn.first_token, "tokens": end - turn.first_token}
+        row["sampled"] = int(sampled[here].sum())
+        text = None if tokenizer is None else _plain(_text(tokenizer, rollout.response_ids.numpy()[here]))
+        turns.append(row | {"text": text})
+    return {"loss_mask": f"{int(sampled.sum())} of {tokens} tokens sampled: {runs}", "turns": turns}
+
+
+def _tokenizer(model: Path) -> Any:
+    """The tokenizer of a model directory; None where it has no `tokenizer.json`."""
     path = model / "tokenizer.json"
     if not path.is_file():
         return None
     from tokenizers import Tokenizer
 
-    text: str = Tokenizer.from_file(str(path)).decode(ids.numpy().tolist(), skip_special_tokens=False)
+    return Tokenizer.from_file(str(path))
+
+
+def _text(tokenizer: Any, ids: npt.NDArray[Any]) -> str:
+    text: str = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
     return text
 
 

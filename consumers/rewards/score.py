@@ -69,11 +69,18 @@ class RewardWorker:
         verifier = load(rollout.verifier)
         if rollout.finish_reason == "length" and self._settings.truncated == "wrong":
             return 0.0
-        text = await _off_the_loop(rollout, lambda rollout: self._detokeniser.text(rollout.response_ids))
+        text = await _off_the_loop(rollout, self._text)
         sample = Sample(text, rollout.reference)
         if is_pooled(rollout.verifier):
             return await self._pool.check(rollout.verifier, sample)
         return verifier.check(sample)
+
+    def _text(self, rollout: RolloutCompleted) -> str:
+        """What the policy said: what a tool answered is no merit of it, and may even state the reference.
+
+        Each run of sampled tokens is a line of its own, so that two of them do not make one word or number.
+        """
+        return "\n".join(map(self._detokeniser.text, rollout.sampled_runs))
 
     def _count(self, scored: RolloutScored) -> None:
         self._scored += 1
@@ -86,14 +93,13 @@ class RewardWorker:
     def _penalties(self, rollout: RolloutCompleted) -> tuple[RewardComponent, ...]:
         components = []
         length, repeats = self._settings.length, self._settings.repetition
-        tokens = rollout.response_ids.shape[0]
         if length.weight > 0:
-            value = overlong(tokens, rollout.sampling.max_tokens, length.share)
+            value = overlong(rollout.sampled_tokens, rollout.sampling.max_tokens, length.share)
             components.append(
                 RewardComponent(name="length", version=f"1:{length.share:g}", value=value, weight=length.weight)
             )
         if repeats.weight > 0:
-            value = repetition(rollout.response_ids.numpy().tolist(), repeats.ngram_tokens)
+            value = repetition([run.numpy().tolist() for run in rollout.sampled_runs], repeats.ngram_tokens)
             components.append(
                 RewardComponent(
                     name="repetition", version=f"1:{repeats.ngram_tokens}", value=value, weight=repeats.weight
@@ -115,7 +121,7 @@ def _scored(
     components: tuple[RewardComponent, ...],
     error: str | None,
 ) -> RolloutScored:
-    versions = [span.version for span in rollout.spans]
+    versions = rollout.sampled_versions
     return RolloutScored(
         rollout_id=rollout.rollout_id,
         group_id=rollout.group_id,
@@ -140,4 +146,5 @@ def _scored(
         purpose=rollout.purpose,
         evaluation=rollout.evaluation,
         requested_s=rollout.requested_s,
+        sampled_tokens=None if rollout.loss_mask is None else rollout.sampled_tokens,
     )

@@ -10,10 +10,12 @@ from learner.errors import RejectedSequenceError
 from learner.model.packed_row import Rollout
 from learner.model.policy import ModelShape
 from learner.router_replay.routes import NATIVE
-from schemas import NDArray, PlannedSequence, RolloutCompleted, Routes, UndecodableError, decode
+from schemas import NDArray, PlannedSequence, RolloutCompleted, Routes, UndecodableError, check_schema, decode
+from schemas.digests import sequence_digest
 from streams.blobs.store import BlobStore
 from streams.errors import BlobError
 from streams.record import Record
+from streams.telemetry import names
 
 
 def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blobs: BlobStore, batch: int) -> Rollout:
@@ -53,11 +55,14 @@ def to_rollout(planned: PlannedSequence, record: Record, shape: ModelShape, blob
         staleness=batch - planned.oldest_version,
         temperature=sampling.temperature,
         unanimous=planned.unanimous,
+        sampled=None if event.sampled is None else torch.from_numpy(event.sampled),
+        digest=sequence_digest(planned, event),
     )
 
 
 def _completed(planned: PlannedSequence, record: Record) -> RolloutCompleted:
     try:
+        check_schema(record.headers.get(names.SCHEMA, b""))
         event = decode(record.value)
     except UndecodableError as error:
         raise RejectedSequenceError(str(error)) from error

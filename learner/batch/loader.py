@@ -29,12 +29,16 @@ TOPIC = "batches"
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A plan with this rank's micro-batches; `rejected`: those of the rank's sequences that cannot be trained on."""
+    """A plan with this rank's micro-batches; `rejected`: those of the rank's sequences that cannot be trained on.
+
+    `digests`: of the others, by their index in the plan's sequences.
+    """
 
     plan: BatchPlanned
     record: Record
     micro_batches: tuple[tuple[Rollout, ...], ...]
     rejected: tuple[Rejected, ...]
+    digests: Mapping[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ class BatchLoader:
                 for sequence in wanted
                 if sequence.rollout_id in rejected
             ),
+            {index: rollout.digest for index, rollout in rollouts.items()},
         )
 
     async def _fetch(

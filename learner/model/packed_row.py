@@ -1,9 +1,12 @@
-"""Packed rows: several sequences in one row without padding, and the training targets of their response tokens.
+"""Packed rows: several sequences in one row without padding, and the training targets of their sampled tokens.
 
-tokens        p0 p1 r0 r1 | q0 s0 s1 s2        [T], prompt and response of each sequence
+tokens        p0 p1 r0 r1 | q0 s0 g1 s2        [T], prompt and response of each sequence; g1 was given, by a tool say
 position_ids   0  1  2  3 |  0  1  2  3        restart, so that attention stays within a sequence
-predictors        1  2    |  4  5  6           the row whose hidden state predicts a response token
-targets          r0 r1    | s0 s1 s2           [R], response tokens only
+predictors        1  2    |  4     6           the row whose hidden state predicts a sampled token
+targets          r0 r1    | s0    s2           [R], sampled tokens only
+
+What was given is context, as the prompt is: it is left out here, once, so that log-probs, entropies, ratios, lengths,
+losses and metrics are of the sampled tokens alone, whatever computes them.
 """
 
 from collections.abc import Sequence
@@ -21,17 +24,19 @@ _UNANIMOUS: Final[dict[Unanimous | None, int]] = {None: 0, "correct": 1, "wrong"
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sequence to train on, of P prompt and R response tokens.
+    """One sequence to train on, of P prompt and N response tokens.
 
     Attributes:
-        tokens: int64 `[P + R]`.
+        tokens: int64 `[P + N]`.
         prompt_tokens: P.
-        logp_rollout: float32 `[R]`, the log-probs that the engine sampled with.
-        routes: int16 `[P + R, moe_layers, top_k]`, -1 for native routing; None where none were recorded.
+        logp_rollout: float32 `[N]`, the log-probs that the engine sampled with, 0 where a token was given.
+        routes: int16 `[P + N, moe_layers, top_k]`, -1 for native routing; None where none were recorded.
         advantage, reward: of the whole sequence; the reward is only reported.
         staleness: batches since the oldest weights that it was sampled with; only reported.
         temperature: the sampling temperature, at which it is trained too.
         unanimous: set where the group's rewards have no variance; advantages are then shaped by the tokens' entropies.
+        sampled: bool `[N]`, which response tokens the policy sampled; None: all. Only these are trained on.
+        digest: of what is trained, `schemas.digests.sequence_digest`.
     """
 
     rollout_id: str
@@ -44,22 +49,24 @@ class Rollout:
     staleness: int = 0
     temperature: float = 1.0
     unanimous: Unanimous | None = None
+    sampled: Tensor | None = None
+    digest: bytes = b""
 
     @property
-    def response_tokens(self) -> int:
-        """R."""
-        return len(self.tokens) - self.prompt_tokens
+    def sampled_tokens(self) -> int:
+        """How many tokens are trained on."""
+        return len(self.tokens) - self.prompt_tokens if self.sampled is None else int(self.sampled.sum())
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One micro-batch of S sequences with T tokens, of which R are response tokens.
+    """One micro-batch of S sequences with T tokens, of which R were sampled.
 
     Attributes:
         tokens, position_ids: int64 `[T]`; positions restart with each sequence.
-        predictors: int64 `[R]`, the index in the row of the hidden state that predicts each response token.
-        targets: int64 `[R]`, the response tokens.
-        seq: int64 `[R]`, the index of each response token's sequence in the row.
+        predictors: int64 `[R]`, the index in the row of the hidden state that predicts each sampled token.
+        targets: int64 `[R]`, the sampled tokens.
+        seq: int64 `[R]`, the index of each sampled token's sequence in the row.
         advantage, logp_rollout: float32 `[R]`.
         routes: int16 `[T, moe_layers, top_k]`, -1 for native routing; None where no sequence has any.
         num_seqs: S.
@@ -100,20 +107,20 @@ def pack_rollouts(rollouts: Sequence[Rollout]) -> PackedRow:
     starts = [0]
     for rollout in rollouts[:-1]:
         starts.append(starts[-1] + len(rollout.tokens))
-    lengths = torch.tensor([rollout.response_tokens for rollout in rollouts])
+    lengths = torch.tensor([rollout.sampled_tokens for rollout in rollouts])
     return PackedRow(
         tokens=torch.cat([rollout.tokens for rollout in rollouts]),
         position_ids=torch.cat([torch.arange(len(rollout.tokens)) for rollout in rollouts]),
         predictors=torch.cat(
             [
-                torch.arange(start + rollout.prompt_tokens - 1, start + len(rollout.tokens) - 1)
+                _sampled(rollout, torch.arange(start + rollout.prompt_tokens - 1, start + len(rollout.tokens) - 1))
                 for start, rollout in zip(starts, rollouts, strict=True)
             ]
         ),
-        targets=torch.cat([rollout.tokens[rollout.prompt_tokens :] for rollout in rollouts]),
+        targets=torch.cat([_sampled(rollout, rollout.tokens[rollout.prompt_tokens :]) for rollout in rollouts]),
         seq=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
         advantage=torch.repeat_interleave(torch.tensor([rollout.advantage for rollout in rollouts]), lengths),
-        logp_rollout=torch.cat([rollout.logp_rollout for rollout in rollouts]),
+        logp_rollout=torch.cat([_sampled(rollout, rollout.logp_rollout) for rollout in rollouts]),
         routes=_pack_routes(rollouts),
         num_seqs=len(rollouts),
         lengths=tuple(len(rollout.tokens) for rollout in rollouts),
@@ -139,6 +146,11 @@ def assign_micro_batches(ranks: Sequence[Sequence[Sequence[int]]], world: int) -
         return [[tuple(micro) for micro in rank] for rank in ranks]
     micros = [tuple(micro) for rank in ranks for micro in rank]
     return [micros[rank::world] for rank in range(world)]
+
+
+def _sampled(rollout: Rollout, by_token: Tensor) -> Tensor:
+    """Of a figure of each response token, `[N]`, those of the sampled ones."""
+    return by_token if rollout.sampled is None else by_token[rollout.sampled]
 
 
 def _pack_unanimous(rollouts: Sequence[Rollout]) -> Tensor | None:

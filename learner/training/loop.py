@@ -20,7 +20,7 @@ from learner.batch.prior_steps import PriorSteps, decode_prior_steps, read_prior
 from learner.checkpoint.manager import State
 from learner.checkpoint.manifest import Position
 from learner.errors import RankError
-from learner.ranks.agreement import Intent, merge_intents
+from learner.ranks.agreement import Agreement, Intent, merge_intents
 from learner.ranks.failure_detector import FailureDetector
 from learner.ranks.group import leave_group
 from learner.ranks.lifeline import Lifeline, RendezvousInfo
@@ -34,7 +34,7 @@ from learner.weights import gather
 from learner.weights.canary import CanarySet
 from learner.weights.producer_feedback import watch_producers
 from learner.weights.publisher import Publisher
-from schemas import Canary, Rejected, StepCompleted
+from schemas import Canary, StepCompleted
 from streams.faults import reach
 from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names, tracing
@@ -158,8 +158,8 @@ class Training:
         waiting = time.monotonic()
         batch = await self._loader.next()
         waited_s = time.monotonic() - waiting
-        rejected = await self._agree(batch)
-        if rejected is None or batch is None:
+        agreed = await self._agree(batch)
+        if agreed is None or batch is None:
             return False
         started = time.monotonic()
         step = self._position.step
@@ -176,7 +176,7 @@ class Training:
         )
         wall_s = time.monotonic() - started
         reach("learner.trained")
-        await self._announce(batch, rejected, report, wall_s, waited_s)
+        await self._announce(batch, agreed, report, wall_s, waited_s)
         reach("learner.announced")
         if self._position.step % self._settings.publish.every == 0:
             await self._publish(batch)
@@ -203,16 +203,16 @@ class Training:
             await self._failure_detector.explain_failure()
             raise
 
-    async def _agree(self, batch: LoadedBatch | None) -> tuple[Rejected, ...] | None:
-        """What all ranks together reject from the batch, or None where one of them stops."""
-        intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected)
-        rejected = merge_intents(await self._collective(partial(self._components.ranks.exchange, intent.encode())))
-        if rejected is None:
+    async def _agree(self, batch: LoadedBatch | None) -> Agreement | None:
+        """What all ranks together make of the batch, or None where one of them stops."""
+        intent = Intent(None) if batch is None else Intent(batch.plan.batch, batch.rejected, batch.digests)
+        agreed = merge_intents(await self._collective(partial(self._components.ranks.exchange, intent.encode())))
+        if agreed is None:
             self._service.stopping.set()
-        return rejected
+        return agreed
 
     async def _announce(
-        self, batch: LoadedBatch, rejected: tuple[Rejected, ...], report: StepReport, wall_s: float, waited_s: float
+        self, batch: LoadedBatch, agreed: Agreement, report: StepReport, wall_s: float, waited_s: float
     ) -> None:
         planned = {"packing/fill": batch.plan.fill, "packing/imbalance": batch.plan.imbalance}
         metrics = report.metrics | planned
@@ -229,10 +229,12 @@ class Training:
                 metrics=metrics,
                 tokens=report.tokens,
                 sequences=report.sequences,
-                rejected=rejected,
+                rejected=agreed.rejected,
                 wall_s=wall_s,
                 waited_s=waited_s,
                 time_s=time.time(),
+                trained_digest=agreed.trained_digest,
+                config_digest=self._service.run_context.config_digest,
             )
             await self._publisher.step(event, batch.record)
 

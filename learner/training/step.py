@@ -235,7 +235,7 @@ def _weigher(settings: LearnerSettings) -> Weigher | None:
 
 def _batch_metrics(micro_batches: Sequence[Sequence[Rollout]]) -> Metrics:
     rollouts = [rollout for micro in micro_batches for rollout in micro]
-    tokens = torch.tensor([float(rollout.response_tokens) for rollout in rollouts])
+    tokens = torch.tensor([float(rollout.sampled_tokens) for rollout in rollouts])
     staleness = torch.tensor([float(rollout.staleness) for rollout in rollouts])
     return {
         "reward": total(torch.tensor([rollout.reward for rollout in rollouts])),

@@ -121,6 +121,15 @@ class RolloutCompleted(EventBase, frozen=True, kw_only=True):
         return self.response_ids.shape[0] if self.loss_mask is None else int(self.loss_mask.numpy().sum())
 
     @property
+    def sampled_runs(self) -> list[NDArray]:
+        """The ids that the policy sampled, u4, one array for each run of neighbours; all in one without a mask."""
+        if (sampled := self.sampled) is None:
+            return [self.response_ids]
+        edges = np.flatnonzero(np.diff(sampled, prepend=False, append=False))
+        ids = self.response_ids.numpy()
+        return [NDArray.of(ids[first:end]) for first, end in zip(edges[::2], edges[1::2], strict=True)]
+
+    @property
     def sampled_versions(self) -> list[int]:
         """The versions of the weights that tokens were sampled with; of every span where all tokens were sampled."""
         if (sampled := self.sampled) is None:
@@ -194,7 +203,11 @@ def check_sampled(rollout: RolloutCompleted) -> None:
 
 
 class RolloutScored(EventBase, frozen=True, kw_only=True):
-    """The verdict on one rollout. `valid` false: the verifier came to none (`error` says why) and the reward is 0."""
+    """The verdict on one rollout. `valid` false: the verifier came to none (`error` says why) and the reward is 0.
+
+    `response_tokens` are all of the response's, by which it is packed; `sampled_tokens` those that the policy sampled,
+    None where these are all. `oldest_version` and `newest_version` are of weights that a token was sampled with.
+    """
 
     rollout_id: str
     group_id: str
@@ -219,6 +232,12 @@ class RolloutScored(EventBase, frozen=True, kw_only=True):
     purpose: Purpose = "train"
     evaluation: Count | None = None
     requested_s: Time = 0.0
+    sampled_tokens: Count | None = None
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that the policy sampled."""
+        return self.response_tokens if self.sampled_tokens is None else self.sampled_tokens
 
 
 class RolloutDisposed(EventBase, frozen=True, kw_only=True):

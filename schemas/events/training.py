@@ -36,7 +36,8 @@ class StepCompleted(EventBase, frozen=True, kw_only=True):
     A later record for the same step is a replay after a crash and says the same; readers keep the first.
 
     `trained_digest` is of what entered the step (`schemas.digests.step_digest`), `config_digest` of the settings that
-    it was done with (`deploy.config.digest`); None in records of earlier versions.
+    it was done with (`deploy.config.digest`); None in records of earlier versions. `tokens` are those that were trained
+    on, of `sequences` responses: what a response was given by tools or its environment is not among them.
     """
 
     step: Count

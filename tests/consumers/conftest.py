@@ -49,6 +49,7 @@ def make_rollout() -> MakeRollout:
             "spans": (WeightSpan(0, 3), WeightSpan(2, 4)),
             "sampling": Sampling(max_tokens=20),
             "finish_reason": "stop",
+            "logprobs": NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
         }
         return rollout_completed(
             group_id,
@@ -56,7 +57,6 @@ def make_rollout() -> MakeRollout:
             attempt=attempt,
             prompt_ids=NDArray.of(np.array(ids_of("3+1=", eos=False), dtype=np.uint32)),
             response_ids=NDArray.of(np.array(response, dtype=np.uint32)),
-            logprobs=NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
             requested_s=fields.pop("requested_s", time.time()),
             **defaults | fields,
         )

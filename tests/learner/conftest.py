@@ -227,7 +227,8 @@ async def run(zygote: Zygote, log_broker: Broker, learner_directory: Path, tmp_p
     from tests.learner.service_run import PARTITIONS, Run, make_topics
 
     name = f"r{uuid.uuid4().hex[:8]}"
-    context = RunContext(name, tmp_path, log_broker.bootstrap, PARTITIONS, (tmp_path / "blobs").as_uri(), replicas=2)
+    blobs = (tmp_path / "blobs").as_uri()
+    context = RunContext(name, tmp_path, log_broker.bootstrap, PARTITIONS, blobs, replicas=2, config_digest="sha256:00")
     await make_topics(context)
     settings = {
         "model": str(learner_directory / "model"),

@@ -38,6 +38,9 @@ PARTITIONS = 2
 GROUP = "g.0"
 DEADLINE_S = 120.0
 
+GIVEN = {3: (1, 3), 6: (2, 3)}
+"""Which response tokens of a rollout, by its index in a batch, were not sampled: first, and one after the last."""
+
 
 @dataclass
 class Run:
@@ -113,13 +116,16 @@ async def make_topics(context: RunContext) -> None:
 
 
 def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutCompleted:
-    """A rollout of the test's model; with `blobs` its routes lie there."""
+    """A rollout of the test's model; with `blobs` its routes lie there. Of two in eight not every token was sampled."""
     random = np.random.default_rng([seed, index])
     prompt, response = 3, 2 + index % 5
     routes = np.argsort(random.random((prompt + response, 2, 4)), axis=-1)[..., :2].astype(np.uint8)
     routes[-1] = 255
     blob = None if blobs is None else blobs.put(f"routes/{index}", routes.tobytes())
     data = NDArray.of(routes) if blob is None else None
+    sampled = np.ones(response, np.uint8)
+    if index in GIVEN:
+        sampled[slice(*GIVEN[index])] = 0
     return rollout_completed(
         GROUP,
         index,
@@ -128,7 +134,8 @@ def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutC
         samples=8,
         prompt_ids=NDArray.of(random.integers(3, 32, prompt).astype(np.uint32)),
         response_ids=NDArray.of(random.integers(3, 32, response).astype(np.uint32)),
-        logprobs=NDArray.of(np.full(response, -3.4, dtype=np.float32)),
+        logprobs=NDArray.of(np.where(sampled, -3.4, 0.0).astype(np.float32)),
+        loss_mask=NDArray.of(sampled) if index in GIVEN else None,
         routes=Routes(experts=4, shape=routes.shape, dtype="u1", sentinel=255, data=data, blob=blob),
     )
 

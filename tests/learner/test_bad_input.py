@@ -69,6 +69,14 @@ def with_logprob(value: float) -> Corrupt:
     return corrupt
 
 
+def with_mask(*entries: int) -> Corrupt:
+    def corrupt(rollout: RolloutCompleted) -> RolloutCompleted:
+        msgspec.structs.force_setattr(rollout, "loss_mask", NDArray.of(np.array(entries, np.uint8)))
+        return rollout
+
+    return corrupt
+
+
 def with_tokens(prompt: int, response: int, token: int = 5) -> Corrupt:
     def corrupt(rollout: RolloutCompleted) -> RolloutCompleted:
         return msgspec.structs.replace(
@@ -111,6 +119,10 @@ BAD: tuple[tuple[str, Corrupt], ...] = (
     ("token id 32 is not below the vocabulary's 32", with_tokens(3, 2, token=32)),
     ("0 prompt and 5 response tokens", with_tokens(0, 5)),
     ("3 prompt and 0 response tokens", with_tokens(3, 0)),
+    ("has a loss_mask u1[1] for 2 response tokens", with_mask(1)),
+    ("has a loss_mask with 2; allowed are 0 (given) and 1 (sampled)", with_mask(1, 2)),
+    ("by which none of its 2 response tokens was sampled", with_mask(0, 0)),
+    ("has log-prob -3.4 for response token 1, which its loss_mask says was not sampled", with_mask(1, 0)),
     ("sampled with temperature 0, top_p 1, top_k 0", drawn(temperature=0.0)),
     ("sampled with temperature 1, top_p 0.9, top_k 0", drawn(top_p=0.9)),
 )  # fmt: skip
@@ -121,10 +133,11 @@ HALF = len(BAD) // 2
 
 @dataclass
 class Written:
-    """What was written to the log: the expected rejection by rollout id, its record's bytes and place."""
+    """What was written to the log, by rollout id: expected rejection, the record's place and bytes, tokens sampled."""
 
     due: dict[str, str] = field(default_factory=dict)
     records: dict[str, tuple[Ref, bytes]] = field(default_factory=dict)
+    sampled: dict[str, int] = field(default_factory=dict)
     plans: list[BatchPlanned] = field(default_factory=list)
 
 
@@ -167,6 +180,7 @@ class Log:
     async def _planned(self, event: RolloutCompleted, index: int) -> PlannedSequence:
         ref = await self._writer.write(Output("rollouts", event, key=GROUP))
         self.written.records[event.rollout_id] = (ref, encode(event))
+        self.written.sampled[event.rollout_id] = event.sampled_tokens
         return PlannedSequence(
             rollout_id=event.rollout_id,
             rollout=ref,
@@ -276,7 +290,7 @@ def check_refusals(written: Written, steps: Sequence[StepCompleted]) -> None:
         refused = {each.rollout_id: each.reason for each in step.rejected}
         assert rejected.setdefault(step.step, refused) == refused
         left = [each for each in plan.sequences if each.rollout_id not in refused]
-        assert (step.sequences, step.tokens) == (len(left), sum(each.response_tokens for each in left))
+        assert (step.sequences, step.tokens) == (len(left), sum(written.sampled[each.rollout_id] for each in left))
     for number, refused in rejected.items():
         assert refused.keys() == {each.rollout_id for each in written.plans[number - 1].sequences} & written.due.keys()
         for rollout_id, reason in refused.items():
@@ -295,10 +309,10 @@ async def check_dead_letters(run: Run, written: Written) -> None:
 
 
 async def check_audit(run: Run, written: Written) -> None:
-    audit = await asyncio.to_thread(audit_of, RunLog(run.context.bootstrap, run.context.run))
+    audit = await asyncio.to_thread(audit_of, RunLog(run.context.bootstrap, run.context.run), digests=True)
     refused = len(written.due)
     assert audit.clean and not audit.findings and audit.in_flight == 0, audit
-    assert audit.produced == len(written.records)
+    assert audit.produced == len(written.records) and audit.steps_verified == LAST
     assert {name: count for name, count in audit.dispositions.items() if count} == {
         "invalid": refused,
         "trained": audit.produced - refused,

@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
+from analysis.audit.trained import TrainedDigests
 from learner.service import main
-from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsPublished, WeightsRefused, report_key
+from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsPublished, WeightsRefused, decode, report_key
 from streams.blobs.store import BlobStore
 from streams.context import RunContext
 from streams.errors import ConfigurationError
 from streams.log.clients import Log, LogSettings, Writer
+from streams.log.tail import read_to_end
 from streams.record import Output
 from streams.runtime.health import health_file
 from streams.runtime.service_context import ServiceContext
 from streams.weights import apply_deltas, chain_to, fetch_anchor
-from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, end, make_topics, write_batches
+from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, completed, end, make_topics, write_batches
 from tests.learner.settings import learner_settings
 
 
@@ -71,6 +73,22 @@ async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: 
     assert uninterrupted.digest == interrupted.digest is not None
     await check_chain(other, tmp_path / "held")
     await check_rejected(other, corrupted, steps[-1])
+    await check_digests(run, 5)
+    await check_digests(other, 6)
+
+
+async def check_digests(run: Run, steps: int) -> None:
+    """Every step says what it was trained on, as the log has it, and by which settings; a repeated one the same."""
+    trained, said = TrainedDigests(), set()
+    for topic in ("steps", "batches", "rollouts"):
+        for record in await read_to_end(run.log, {(topic, p): None for p in run.log.partitions(topic)}):
+            event = decode(record.value)
+            trained.add(event, record.ref)
+            if isinstance(event, StepCompleted):
+                said.add((event.step, event.trained_digest))
+                assert event.config_digest == "sha256:00"
+    assert trained.judge() == (steps, [])
+    assert len(said) == steps and None not in {digest for _, digest in said}
 
 
 async def check_refusal_is_answered(run: Run, children: list[Any]) -> None:
@@ -114,7 +132,7 @@ async def check_rejected(run: Run, plan: BatchPlanned, step: StepCompleted) -> N
     assert set(reasons) == {ids[1], "another", ids[4]}
     assert "digest" in reasons[ids[1]] and "not another" in reasons["another"] and "not on the log" in reasons[ids[4]]
     assert step.sequences == 5 and step.tokens == sum(
-        sequence.response_tokens for index, sequence in enumerate(plan.sequences) if index not in (1, 2, 4)
+        completed(index, 5).sampled_tokens for index in range(8) if index not in (1, 2, 4)
     )
     dead_letters = [event for event in await run.events("dead-letters") if isinstance(event, DeadLetter)]
     assert {each.source for each in dead_letters} == {Ref(*plan.sequences[index].rollout) for index in (1, 2)}

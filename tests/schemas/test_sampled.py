@@ -12,7 +12,7 @@ import pytest
 import schemas
 from schemas import NDArray, Turn, WeightSpan
 from schemas.parts import MAX_METADATA_BYTES, MAX_TURNS
-from tests.builders import group_requested, rollout_completed, step_completed
+from tests.builders import group_requested, rollout_completed, rollout_scored, step_completed
 
 GOLDEN = Path(__file__).parent / "golden-4.json"
 """Hexadecimal bytes of the fields that version 4 added; written once by `EXAMPLES`, never changed."""
@@ -40,6 +40,7 @@ EXAMPLES: dict[str, schemas.Event] = {
         metadata={"source": "MATH", "level": 5, "subject": ["algebra", None], "solved": {"share": 0.25, "ever": True}}
     ),
     "RolloutCompleted": agentic(),
+    "RolloutScored": rollout_scored(prompt_tokens=1, response_tokens=5, sampled_tokens=3),
     "StepCompleted": step_completed(3, trained_digest="sha256:aa", config_digest="sha256:bb"),
 }
 
@@ -54,6 +55,7 @@ def test_golden_bytes_of_the_new_fields(name: str) -> None:
 def test_without_them_a_record_is_the_same_bytes_and_the_same_version() -> None:
     plain = rollout_completed()
     assert not {"loss_mask", "turns"} & msgspec.msgpack.decode(schemas.encode(plain)).keys()
+    assert "sampled_tokens" not in msgspec.msgpack.decode(schemas.encode(rollout_scored()))
     assert "metadata" not in msgspec.msgpack.decode(schemas.encode(group_requested()))
     assert not {"trained_digest", "config_digest"} & msgspec.msgpack.decode(schemas.encode(step_completed(0))).keys()
     assert schemas.schema_header(plain) == b"RolloutCompleted/1"
@@ -67,6 +69,10 @@ def test_a_reader_that_would_train_on_the_given_tokens_refuses_the_record() -> N
 
 def test_what_was_sampled_is_counted() -> None:
     assert (agentic().sampled_tokens, rollout_completed().sampled_tokens) == (3, 2)
+    assert [run.numpy().tolist() for run in agentic().sampled_runs] == [[5, 6], [9]]
+    assert rollout_completed().sampled_runs == [rollout_completed().response_ids]
+    assert rollout_scored(response_tokens=5).generated_tokens == 5
+    assert rollout_scored(response_tokens=5, sampled_tokens=3).generated_tokens == 3
     assert rollout_completed().sampled is None
     np.testing.assert_array_equal(agentic().sampled, [True, True, False, False, True])
 

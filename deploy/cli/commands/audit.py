@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     when = "unix seconds, ISO 8601 (UTC where no zone is given), or an age such as 90s, 15m, 6h, 2d"
     parser.add_argument("--since", type=moment, metavar="TIME", help=f"judge rollouts written from then on: {when}")
     parser.add_argument("--until", type=moment, metavar="TIME", help="judge rollouts written before then")
+    parser.add_argument(
+        "--digests",
+        action="store_true",
+        help="also read again what each step was trained on, and compare it with the step's digest",
+    )
     add_config_arguments(parser)
     add_json_argument(parser)
 
@@ -53,7 +58,8 @@ def _seconds(text: str, now_s: float) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the audit; exit code 1 where a rollout is unaccounted for, disposed of twice or trained twice."""
+    """Prints the audit; exit code 1 where a rollout is unaccounted for, disposed of twice or trained twice, or where a
+    step was trained on something else than the log says."""
     from analysis.history.read import Period, audit_of
     from deploy.cli.printing import print_json
     from deploy.local.open_log import run_log
@@ -63,15 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     period = Period(arguments.since, arguments.until)
     with run_log(config) as log, _progress() as on_progress:
-        audit = audit_of(log, period=period, on_progress=on_progress)
+        audit = audit_of(log, period=period, on_progress=on_progress, digests=arguments.digests)
     if arguments.json:
         print_json(audit)
     else:
-        _print(audit)
+        _print(audit, arguments.digests)
     return 0 if audit.clean else FAILED
 
 
-def _print(audit: "Audit") -> None:
+def _print(audit: "Audit", digests: bool) -> None:
     from deploy.cli.printing import print_table
 
     rows: list[tuple[str, object]] = [("produced", audit.produced)]
@@ -81,6 +87,8 @@ def _print(audit: "Audit") -> None:
     rows += [("unaccounted", audit.unaccounted), ("duplicated", audit.duplicated)]
     rows += [("trained twice", audit.trained_twice)]
     print_table(("rollouts", ""), rows)
+    if digests or audit.altered:
+        print(f"\nsteps whose digest agrees with the log: {audit.steps_verified}, contradicts it: {audit.altered}")
     if audit.in_flight_oldest:
         print("\nin flight, the oldest:")
         oldest = audit.in_flight_oldest[:_SHOWN]

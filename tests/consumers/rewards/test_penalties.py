@@ -21,9 +21,15 @@ def test_repetition_is_the_share_of_repeated_ngrams(tokens: list[int], n: int) -
     for ngram in ngrams:
         repeated += ngram in seen
         seen.add(ngram)
-    value = repetition(tokens, n)
+    value = repetition([tokens], n)
     assert value == pytest.approx(-repeated / len(ngrams) if ngrams else 0.0)
     assert -1 < value <= 0
+
+
+def test_no_ngram_reaches_over_what_was_given() -> None:
+    assert repetition([[1, 2], [1, 2]], 2) == pytest.approx(-0.5)
+    assert repetition([[1, 2], [3], [1, 2]], 2) == pytest.approx(-0.5)
+    assert repetition([[1], [2], [1], [2]], 2) == 0.0
 
 
 def test_reward_is_the_weighted_sum() -> None:

@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from consumers.rewards.detokenise import Detokeniser
 from consumers.rewards.pool import VerifierPool
 from consumers.rewards.score import RewardWorker
 from consumers.rewards.settings import LengthPenalty, RepetitionPenalty, RewardSettings
-from schemas import Ref, RolloutCompleted, RolloutScored, WeightSpan
+from schemas import NDArray, Ref, RolloutCompleted, RolloutScored, WeightSpan
 from streams.errors import ConfigurationError, Poison
 from streams.record import Output, Record
 from tests.builders import step_completed
@@ -49,6 +50,47 @@ async def test_a_rollout_is_judged_by_its_text(score: Score, make_rollout: MakeR
     assert (unfinished.valid, unfinished.reward, unfinished.finish_reason) == (True, 0.0, "length")
     judged = await score(make_rollout("3+1=4", finish_reason="length"), truncated="verify")
     assert judged.reward == 1.0
+
+
+def sampled(text: str, given: str) -> dict[str, Any]:
+    """Mask and log-probs of `text` and the end of sequence, of which the letters over `given`'s spaces were sampled."""
+    mask = np.array([letter == " " for letter in given.ljust(len(text) + 1)], np.uint8)
+    logprobs = np.where(mask, -0.5, 0.0).astype(np.float32)
+    return {"loss_mask": NDArray.of(mask), "logprobs": NDArray.of(logprobs)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "given", "reward"),
+    [
+        ("4", "look up =4 so it is =4", "       ggg            ", 1.0),
+        ("4", "look up =4 so it is =5", "       ggg            ", 0.0),
+        ("4", "look up =4", "       ggg", 0.0),
+        ("4", "=4 thanks", "   gggggg", 1.0),
+        ("4", "=, 4", " gg ", 1.0),
+        ("14", "=1 of 4", "  gggg ", 0.0),
+    ],
+)
+async def test_only_what_the_policy_said_is_rewarded(
+    score: Score, make_rollout: MakeRollout, answer: str, text: str, given: str, reward: float
+) -> None:
+    """A tool that states the answer earns nothing, and two of the policy's turns are not one number."""
+    scored = await score(make_rollout(text, **sampled(text, given), reference={"answer": answer, "after": "="}))
+    assert (scored.valid, scored.reward) == (True, reward)
+    assert (scored.response_tokens, scored.sampled_tokens) == (len(text) + 1, len(text) + 1 - given.count("g"))
+
+
+async def test_penalties_and_staleness_are_of_the_sampled_tokens(score: Score, make_rollout: MakeRollout) -> None:
+    text, given = "abcdefghijklm=4", "  gggggggggg   "
+    spans = (WeightSpan(0, 9), WeightSpan(2, 3), WeightSpan(12, 11), WeightSpan(16, 12))
+    penalties = {
+        "length": LengthPenalty(weight=0.5, share=0.5), "repetition": RepetitionPenalty(weight=0.1, ngram_tokens=2)
+    }  # fmt: skip
+    scored = await score(make_rollout(text, **sampled(text, given), spans=spans), **penalties)
+    assert [c.value for c in scored.components] == [1.0, 0.0, 0.0], "6 of 16 tokens, at most 20"
+    # Version 3 only read what a tool said, and no token was sampled with version 12.
+    assert (scored.oldest_version, scored.newest_version) == (9, 11)
+    plain = await score(make_rollout(text, spans=spans), **penalties)
+    assert plain.components[1].value < 0 and (plain.oldest_version, plain.sampled_tokens) == (3, None)
 
 
 async def test_penalties_are_components_of_their_own(score: Score, make_rollout: MakeRollout) -> None:
