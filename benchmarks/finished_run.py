@@ -1,4 +1,4 @@
-"""Figures of a finished run, from its log: tokens a second while training goes on, step times, weight pauses.
+"""Figures of a finished run, from its log: tokens a second while training continues, step times, weight pauses.
 
     python benchmarks/finished_run.py --dir runs/demo-20261122-200000
 

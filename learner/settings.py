@@ -110,7 +110,7 @@ class ParallelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     ] = 1
     master_port: Annotated[
         int,
-        Meta(ge=0, le=65535, description="rendezvous port; 0: free port, told through the run directory (one machine)"),
+        Meta(ge=0, le=65535, description="rendezvous port; 0: free port, published in the run directory (one machine)"),
     ] = 0
     rendezvous_timeout_s: Annotated[float, Meta(gt=0, description="seconds for all ranks to meet")] = 180.0
     collective_timeout_s: Annotated[float, Meta(gt=0, description="seconds a rank waits for the others")] = 120.0

@@ -1,7 +1,7 @@
 """Wire contracts: events, array wrapper, topic catalogue, evolution rules. No I/O, no torch."""
 
 from schemas.arrays import NDArray
-from schemas.codec import MAX_EVENT_BYTES, MAX_LETTER_BYTES, check_schema, decode, encode, schema_header
+from schemas.codec import MAX_DEAD_LETTER_BYTES, MAX_EVENT_BYTES, check_schema, decode, encode, schema_header
 from schemas.errors import EachpromptError, SchemaError, UndecodableError
 from schemas.events import (
     BatchPlanned,
@@ -48,8 +48,8 @@ from schemas.parts import (
 from schemas.topics import TOPICS, Topic, partition_of, topic
 
 __all__ = [
+    "MAX_DEAD_LETTER_BYTES",
     "MAX_EVENT_BYTES",
-    "MAX_LETTER_BYTES",
     "TOPICS",
     "BatchPlanned",
     "BlobRef",

@@ -20,7 +20,7 @@ version 1 would train on.
 
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 
-MAX_LETTER_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
+MAX_DEAD_LETTER_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
 """A dead letter holds a record of whatever size a topic takes, and says a little about it."""
 
 _encoder = msgspec.msgpack.Encoder()
@@ -37,8 +37,8 @@ def decode(data: bytes | memoryview) -> Event:
 
     A record whose type said several things in earlier versions comes as the event that it means.
     """
-    if len(data) > MAX_LETTER_BYTES:
-        raise UndecodableError(f"record of {len(data)} bytes is over the limit of {MAX_LETTER_BYTES}")
+    if len(data) > MAX_DEAD_LETTER_BYTES:
+        raise UndecodableError(f"record of {len(data)} bytes is over the limit of {MAX_DEAD_LETTER_BYTES}")
     try:
         event = _decoder.decode(data)
     except msgspec.DecodeError as error:

@@ -50,7 +50,7 @@ def plan(lengths: Sequence[int], ranks: int, token_budget: int, cost: tuple[floa
     4/3 − 1/(3·ranks) of the optimum, in practice within a percent), the number of micro-batches (at most 11/9 of the
     optimum + 1 for the chosen division), and the padding, that is how far the micro-batches at the same position of
     different ranks are apart in cost, for which the faster ranks wait at each collective (micro-batches of a rank are
-    evened out and ordered dearest first).
+    evened out and ordered costliest first).
 
     A micro-batch is empty only where a rank has fewer sequences than micro-batches and none can be lent to it without
     making the slowest rank slower: always when there are fewer sequences than ranks.
@@ -237,14 +237,14 @@ def _evened(home: Home, lengths: Sequence[int], costs: list[float], budget: int,
 
 
 def _fill(home: Home, lengths: Sequence[int], costs: list[float], budget: int, count: int) -> list[list[int]]:
-    """Exactly `count` micro-batches, dearest first, empty ones last and only where sequences run out."""
+    """Exactly `count` micro-batches, costliest first, empty ones last and only where sequences run out."""
     used = min(count, len(home))
     micro = _evened(home, lengths, costs, budget, used)
     if micro is None:
         micro = _first_fit(home, lengths, costs, budget)
         while len(micro) < used:
-            dearest = max((m for m in micro if len(m) > 1), key=lambda m: math.fsum(costs[i] for i in m))
-            micro.remove(dearest)
-            micro += [dearest[:1], dearest[1:]]
+            costliest = max((m for m in micro if len(m) > 1), key=lambda m: math.fsum(costs[i] for i in m))
+            micro.remove(costliest)
+            micro += [costliest[:1], costliest[1:]]
     micro.sort(key=lambda m: (-math.fsum(costs[i] for i in m), min(m)))
     return [sorted(m) for m in micro] + [[] for _ in range(count - used)]

@@ -107,8 +107,8 @@ class Aggregator:
             return ProcessResult((Output("groups", end, key=request.group_id, cause=record),), (record.ref,))
         if group is None:
             closes_s = self._unheard_until_s(request, now_s)
-            told = self._memory.rollouts(request.group_id)
-            self._open.open(OpenGroup(request.group_id, request.samples, now_s, closes_s, asked, told=told))
+            duplicates = self._memory.rollouts(request.group_id)
+            self._open.open(OpenGroup(request.group_id, request.samples, now_s, closes_s, asked, duplicates=duplicates))
         elif group.asked is None:
             group.asked = asked
         else:
@@ -128,18 +128,18 @@ class Aggregator:
         if group is None:
             if event.requested_s <= self._memory.edge_s:
                 return self._disposed(event, record, "expired", now_s)
-            told, closes_s = self._memory.rollouts(event.group_id), self._heard_until_s(event, now_s)
-            group = OpenGroup(event.group_id, event.samples, now_s, closes_s, told=told)
+            duplicates, closes_s = self._memory.rollouts(event.group_id), self._heard_until_s(event, now_s)
+            group = OpenGroup(event.group_id, event.samples, now_s, closes_s, duplicates=duplicates)
             self._open.open(group)
         elif not group.members:
             group.samples, group.since_s = event.samples, now_s
             self._open.move(group, self._heard_until_s(event, now_s))
         known = group.members.get(event.rollout_id)
         if known is not None:
-            if known[0].rollout == event.rollout or event.rollout in group.told:
+            if known[0].rollout == event.rollout or event.rollout in group.duplicates:
                 return ProcessResult(finished=(record.ref,))
             # Kept here too: a group may stay open longer than ended rollouts are remembered.
-            group.told.add(event.rollout)
+            group.duplicates.add(event.rollout)
             return self._disposed(event, record, "duplicate", now_s)
         group.members[event.rollout_id] = (event, record)
         return self._close(group, now_s) if group.complete else ProcessResult()
@@ -177,7 +177,7 @@ class Aggregator:
             assert group.asked is not None, "a group is opened by a request or by a score"
             event = unheard_group(group.group_id, group.asked, now_s)
         rollouts = tuple(score.rollout for score in scores)
-        rollouts += tuple(group.told - self._memory.rollouts(group.group_id))
+        rollouts += tuple(group.duplicates - self._memory.rollouts(group.group_id))
         self._memory.remember(group.group_id, rollouts, now_s, closed=True, requested_s=event.requested_s)
         return ProcessResult(
             outputs=(

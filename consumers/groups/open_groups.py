@@ -32,7 +32,7 @@ class OpenGroup:
     """Members by rollout id, in the order in which their first scored attempts arrived. Times are unix seconds.
 
     `since_s`: when its first score arrived, else its request; `asked`: None where its request was not read yet;
-    `told`: repeated rollouts that were recorded as duplicates; `due_s`: when it was to be closed at first.
+    `duplicates`: repeated rollouts that were recorded as such; `due_s`: when it was to be closed at first.
     """
 
     group_id: str
@@ -41,7 +41,7 @@ class OpenGroup:
     closes_s: float
     asked: Asked | None = None
     members: dict[str, tuple[RolloutScored, Record]] = field(default_factory=dict)
-    told: set[Ref] = field(default_factory=set)
+    duplicates: set[Ref] = field(default_factory=set)
     due_s: float = field(init=False)
 
     def __post_init__(self) -> None:

@@ -42,12 +42,12 @@ NEEDED: Final = (
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding. `fix` says what to do about it, and is empty where nothing is to be done (`mend` in JSON)."""
+    """One finding. `fix` says what to do about it, and is empty where nothing is to be done."""
 
     name: str
     level: Level
     finding: str
-    fix: str = msgspec.field(default="", name="mend")
+    fix: str = ""
 
 
 def checks(config: RunConfig | None, directory: Path) -> list[Check]:

@@ -22,8 +22,8 @@ class RankGroup:
     """This process as `rank` of `world`. `control`, `watch` and `background` are separate gloo groups: the training
     thread, the heartbeat and a checkpoint being written never wait for one another's collectives.
 
-    `mesh` is `[shards]`, or `[copies, shards]` with HSDP: parameters are gathered within one copy of the model;
-    only gradients are reduced between copies.
+    `mesh` is `[shards]`, or `[replicas, shards]` with HSDP: parameters are gathered within one replica of the model;
+    only gradients are reduced between replicas.
     """
 
     rank: int
@@ -41,7 +41,7 @@ class RankGroup:
         return torch.device(self.mesh.device_type, torch.cuda.current_device())
 
     @property
-    def copies(self) -> int:
+    def replicas(self) -> int:
         """How many ranks or groups of ranks hold the whole model (HSDP's replicas); 1 without HSDP."""
         return self.mesh.size(0) if self.mesh.ndim == 2 else 1
 
@@ -91,11 +91,11 @@ def exchange(data: bytes, world: int, group: dist.ProcessGroup) -> list[bytes]:
     return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
-def join_group(info: RendezvousInfo, timeout_s: float, copies: int = 1) -> RankGroup:
+def join_group(info: RendezvousInfo, timeout_s: float, replicas: int = 1) -> RankGroup:
     """Form the process groups after a rendezvous. Blocking; RankError: another rank ended meanwhile.
 
-    `timeout_s` bounds every collective from then on. `copies` must divide the number of ranks; adjacent ranks share one
-    copy of the model.
+    `timeout_s` bounds every collective from then on. `replicas` must divide the number of ranks; adjacent ranks
+    share one copy of the model.
     """
     cuda = torch.cuda.is_available()
     rank, world = info.rank, info.world
@@ -107,7 +107,9 @@ def join_group(info: RendezvousInfo, timeout_s: float, copies: int = 1) -> RankG
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout, store=store, rank=rank, world_size=world
         )
-        sizes, dimensions = ((world,), ("shard",)) if copies == 1 else ((copies, world // copies), ("copy", "shard"))
+        sizes, dimensions = (
+            ((world,), ("shard",)) if replicas == 1 else ((replicas, world // replicas), ("replica", "shard"))
+        )
         mesh = init_device_mesh("cuda" if cuda else "cpu", sizes, mesh_dim_names=dimensions)
         control, watch, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(3))
     except (RuntimeError, OSError) as error:

@@ -159,7 +159,7 @@ class Trainer:
         # FSDP's reduction is a mean over ranks of gradients of sums: this divisor makes it the mean over the batch.
         divisor = sum(part[0] for part in sums) / self._ranks.world
         # Each copy of the model holds the whole gradient, so the sum counts it once per copy.
-        square = sum(part[1] or 0.0 for part in sums) / self._ranks.copies
+        square = sum(part[1] or 0.0 for part in sums) / self._ranks.replicas
         norm = square**0.5 / divisor if divisor else 0.0
         updated = divisor > 0 and norm < float("inf") and all(part[1] is not None for part in sums)
         if not updated and self._ranks.rank == 0:

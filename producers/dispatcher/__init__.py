@@ -1,1 +1,1 @@
-"""Decides which prompts to issue next, how many samples each, and when to hold back."""
+"""Which prompts are requested next, with how many samples, and when to hold back."""

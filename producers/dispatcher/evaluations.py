@@ -15,7 +15,7 @@ class WeightVersions:
         self.published = max(self.published, version)
 
     def apply(self, producer_id: str, version: int) -> None:
-        """A producer's newest word; after a restart it may be an older version than before."""
+        """What a producer reported last; after a restart it may be an older version than before."""
         self._applied[producer_id] = version
 
     def unapplied(self, steps: int) -> int:

@@ -1,1 +1,1 @@
-"""The vLLM rollout producer and its weight subscriber."""
+"""How a request becomes rollouts: the vLLM producer, its engine and the weights that it takes."""

@@ -14,7 +14,7 @@ from streams.record import Record
 logger = logging.getLogger(__name__)
 
 _MARGIN_S = 60.0
-"""Read further back than the request at hand, so that older ones from other partitions seldom need another reading."""
+"""Read further back than the request, so that older ones from other partitions seldom need another reading."""
 
 
 class _Head(msgspec.Struct, frozen=True, tag_field="type", tag="RolloutCompleted"):

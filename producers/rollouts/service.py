@@ -27,7 +27,7 @@ async def main(service: ServiceContext, settings: ProducerSettings) -> None:
     """Run the producer until the service is asked to stop.
 
     ConfigurationError: the settings or the model directory are wrong. EngineStartError: the engine did not come up.
-    EngineDied: it did, and kept dying; the supervisor starts the service again, which takes up what was in hand.
+    EngineDied: it started, and kept dying; the supervisor starts the service again, which resumes what was in flight.
     """
     producer_id = f"producer-{service.run_context.ordinal}"
     engine = SupervisedEngine(settings.engine_settings(service.run_context.seed))

@@ -27,7 +27,7 @@ class ProducerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_num_batched_tokens: Annotated[int, Meta(ge=1, description="tokens computed in one step")] = 2048
     kv_cache_bytes: Annotated[int, Meta(ge=1, description="cached keys and values on CPU, in bytes")] = 256 << 20
     groups_in_flight: Annotated[
-        int, Meta(ge=1, description="requests in hand; the engine queues what it does not compute yet")
+        int, Meta(ge=1, description="requests in flight; the engine queues what it does not compute yet")
     ] = 256
     seeded: Annotated[
         bool, Meta(description="a seed for each rollout, from run, rollout and attempt; costs the sampler a loop")

@@ -18,7 +18,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
-from schemas import MAX_LETTER_BYTES, TOPICS, Ref, encode, partition_of, schema_header
+from schemas import MAX_DEAD_LETTER_BYTES, TOPICS, Ref, encode, partition_of, schema_header
 from schemas.topics import topic as catalogue_topic
 from streams.cancellation import owned
 from streams.errors import BrokerAwayError, DeliveryError, StreamsError
@@ -126,7 +126,7 @@ class Log:
             enable_idempotence=True,
             linger_ms=0 if transactional_id else self.settings.linger_ms,
             max_batch_size=_BATCH_BYTES,
-            max_request_size=MAX_LETTER_BYTES + _REQUEST_MARGIN_BYTES,
+            max_request_size=MAX_DEAD_LETTER_BYTES + _REQUEST_MARGIN_BYTES,
             request_timeout_ms=int(self.settings.call_timeout_s * 1000),
             retry_backoff_ms=_BACKOFF_MS,
             transactional_id=transactional_id,

@@ -174,7 +174,7 @@ class Campaign:
             self._count(said, blow.target, at_s)
 
     async def _zombie(self, blow: Blow) -> None:
-        """The process stands still, a successor takes over, the process goes on: it is fenced, or both work alike."""
+        """The process stands still, a successor takes over, the process continues: it is fenced, or both work alike."""
         pid = self._pipeline.pid(blow.target)
         if pid is None or not self._pipeline.send(blow.target, SIGSTOP):
             return

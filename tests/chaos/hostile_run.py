@@ -75,7 +75,7 @@ class Watcher:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self.letters: dict[Ref, list[tuple[str, bytes]]] = {}
+        self.dead_letters: dict[Ref, list[tuple[str, bytes]]] = {}
         self.accepted: dict[Ref, tuple[str, Ref]] = {}
         self.ended: set[str] = set()
 
@@ -95,7 +95,7 @@ class Watcher:
             return
         match event:
             case DeadLetter():
-                self.letters.setdefault(Ref(*event.source), []).append((event.stage, _digest(event.data)))
+                self.dead_letters.setdefault(Ref(*event.source), []).append((event.stage, _digest(event.data)))
             case RolloutScored():
                 self.accepted[record.ref] = (event.group_id, event.rollout)
             case GroupReady() | GroupDropped() | GroupEvaluated() | RolloutDisposed():
@@ -104,10 +104,10 @@ class Watcher:
                 pass
 
     def missing(self, expected: Expected) -> list[str]:
-        """What has not come yet: letters, and ends of groups that a score opened."""
-        letters = [f"letter of {ref}" for ref in expected.refused - self.letters.keys()]
-        opened = {group for ref, (group, _) in self.accepted.items() if ref not in self.letters}
-        return letters + [f"end of group {group}" for group in (opened | expected.groups) - self.ended]
+        """What has not come yet: dead letters, and ends of groups that a score opened."""
+        missing = [f"dead letter of {ref}" for ref in expected.refused - self.dead_letters.keys()]
+        opened = {group for ref, (group, _) in self.accepted.items() if ref not in self.dead_letters}
+        return missing + [f"end of group {group}" for group in (opened | expected.groups) - self.ended]
 
     async def until_all(self, expected: Expected, deadline_s: float) -> None:
         """Wait for everything. TimeoutError names what is missing."""
@@ -178,15 +178,15 @@ def _digest(data: bytes) -> bytes:
 
 def check(expected: Expected, watcher: Watcher) -> None:
     """Each refused record is in the dead letters with its exact bytes, exactly once, by the owner of its topic."""
-    for ref, found in watcher.letters.items():
+    for ref, found in watcher.dead_letters.items():
         if ref not in expected.written:
             continue
         digest, kind = expected.written[ref]
         owner = OWNER.get(ref.topic, "dispatcher")
         if (ref not in expected.refused and ref.topic == "weights") or kind == "bad_blob":
             owner = "producer"
-        assert found == [(owner, digest)], f"{kind} at {ref} has the letters {[stage for stage, _ in found]}"
-    assert expected.refused <= watcher.letters.keys()
+        assert found == [(owner, digest)], f"{kind} at {ref} has the dead letters {[stage for stage, _ in found]}"
+    assert expected.refused <= watcher.dead_letters.keys()
 
 
 async def bombard(log: Log, directory: Path, seed: int, count: int, deadline_s: float) -> Counter[str]:
@@ -216,7 +216,7 @@ async def bombard(log: Log, directory: Path, seed: int, count: int, deadline_s: 
     finally:
         watching.cancel()
     figures["written"], figures["refused"] = len(expected.written), len(expected.refused)
-    figures["letters"], figures["groups_ended"] = len(watcher.letters), len(watcher.ended)
+    figures["dead_letters"], figures["groups_ended"] = len(watcher.dead_letters), len(watcher.ended)
     audit = await asyncio.to_thread(audit_of, RunLog(log.settings.bootstrap, log.settings.run))
     lost = {finding.ref for finding in audit.findings} & set(expected.honest)
     assert not lost, f"honest rollouts {sorted(lost)[:5]} are not accounted for"

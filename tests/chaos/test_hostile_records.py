@@ -1,6 +1,6 @@
 """Hostile records on every topic, against the real services: no crash, no hang, no growth, each in the dead letters.
 
-The stage that consumes a topic writes the letter: the producer for `prompts`, rewards for `rollouts`, groups for
+The stage that consumes a topic writes the dead letter: the producer for `prompts`, rewards for `rollouts`, groups for
 `scores`, batches for `groups`. The topics that no stage commits are the dispatcher's, but for weights that decode and
 cannot be used: those are the producer's. What decodes as an event of its topic and breaks no rule is no dead letter: it
 is believed, and what it belongs to ends as everything else does.
@@ -55,7 +55,7 @@ async def test_ten_thousand_hostile_records(kafka_broker: Broker, tmp_path: Path
         pytest.param("kafka", MAX_EVENT_BYTES, marks=[pytest.mark.chaos, pytest.mark.kafka]),
     ],
 )
-async def test_a_record_as_large_as_a_topic_takes_fits_into_its_letter(
+async def test_a_record_as_large_as_a_topic_takes_fits_into_its_dead_letter(
     kind: str, limit: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     broker: Broker = request.getfixturevalue(f"{kind}_broker")
@@ -101,8 +101,8 @@ async def test_the_learner_trains_on_none_of_them(embedded_broker: Broker, tmp_p
     expected.refused = set(rejected)
     await watcher.until_all(expected, 90)
     watching.cancel()
-    for ref, found in watcher.letters.items():
-        assert found == [("learner", expected.written[ref][0])], f"{ref} has the letters {found}"
+    for ref, found in watcher.dead_letters.items():
+        assert found == [("learner", expected.written[ref][0])], f"{ref} has the dead letters {found}"
     kinds = {ref: kind for ref, (_, kind) in expected.written.items() if ref.topic == "rollouts"}
     assert {ref for ref, kind in kinds.items() if kind in CERTAIN or kind == "bad_routes"} <= rejected.keys()
     assert not rejected.keys() & set(expected.honest)

@@ -1,8 +1,8 @@
-"""A second attempt, forced on real brokers: a producer that was paused in a group goes on after its successor.
+"""A second attempt, forced on real brokers: a producer that was paused in a group continues after its successor.
 
 The producer is the chaos suite's: the real stage, resumption and events, and no engine. It stops itself at a fault
 point right after a rollout was written and before anything is committed, its successor completes the group, and then
-it goes on where it stood. Every rollout that it writes then is on the log already.
+it continues where it stood. Every rollout that it writes then is on the log already.
 """
 
 import asyncio

@@ -51,7 +51,7 @@ def reference(
     """How often each scored rollout record ended, and which may be in flight still."""
     ends: Counter[Ref] = Counter()
     ready: set[Ref] = set()
-    late: set[Ref] = set()  # told without memory of the group: it counts where nothing else ended the rollout
+    late: set[Ref] = set()  # recorded without memory of the group: it counts where nothing else ended the rollout
     for event in groups:
         members = [(m.rollout, m.disposition) for m in getattr(event, "members", ())]
         ends.update(ref for ref, end in members if end is not None or not isinstance(event, GroupReady))
@@ -290,7 +290,7 @@ class PipelineMachine(RuleBasedStateMachine):
         assert len(trained) == len(set(trained))
         assert not dropped & set(trained)
         assert all(count == 1 for count in closed.values()), closed
-        # An end without members is told where nobody can say any more whether there was another.
+        # An end without members is recorded where nobody can say any more whether there was another.
         ends = [event for event in self.groups if isinstance(event, GroupDropped | GroupEvaluated)]
         empty = Counter(event.group_id for event in ends if not event.members)
         if self.settings is GROUP_SETTINGS:

@@ -215,8 +215,8 @@ async def forget(groups: list[str], log: Log) -> None:
     try:
         async with asyncio.timeout(60):
             while groups:
-                told = await asyncio.to_thread(admin.delete_groups, groups)
-                groups = [group for group in groups if told[group] not in ("OK", "GroupIdNotFoundError")]
+                answers = await asyncio.to_thread(admin.delete_groups, groups)
+                groups = [group for group in groups if answers[group] not in ("OK", "GroupIdNotFoundError")]
                 await asyncio.sleep(0.05)
     finally:
         admin.close()

@@ -103,9 +103,9 @@ async def test_services_read_what_newer_and_older_ones_write(
     ends = Counter(ref for ref, _ in seen.ends())
     assert set(ends.values()) == {1} and len(ends) == 24
     assert {end for _, end in seen.ends()} == {"planned"}
-    (letter,) = seen.of(DeadLetter)
-    assert (letter.stage, letter.headers[names.SCHEMA]) == ("rewards", b"RolloutCompleted/3.0")
-    assert "RolloutCompleted/3 is newer than 2" in letter.error
+    (dead,) = seen.of(DeadLetter)
+    assert (dead.stage, dead.headers[names.SCHEMA]) == ("rewards", b"RolloutCompleted/3.0")
+    assert "RolloutCompleted/3 is newer than 2" in dead.error
     assert not seen.of(GroupDropped) + seen.of(GroupEvaluated)
     for version in ("newer", "older"):
         assert all(skewed.written[version][kind] for kind in (RolloutScored, GroupReady, BatchPlanned)), version

@@ -49,7 +49,7 @@ def copies(ranks: RankGroup, directory: Path) -> Any:
     norms += [second.train(share(held, seed), seed).metrics["grad_norm"] for seed in range(2, STEPS)]
     leave_behind(second, held, directory / "copies.safetensors")
     written = sum(path.stat().st_size for path in (directory / "copies").glob("step-2/*.safetensors"))
-    return {"copies": held.copies, "norms": norms, "written": written}
+    return {"replicas": held.replicas, "norms": norms, "written": written}
 
 
 def resume_from(left_by: int, ranks: RankGroup, directory: Path) -> Any:

@@ -304,8 +304,8 @@ async def check_dead_letters(run: Run, written: Written) -> None:
     # A process that had prefetched when it ended wrote some, which its successor re-publishes: same place and bytes.
     assert kept.keys() == {written.records[name] for name in written.due}
     for name, sentence in written.due.items():
-        kept_letter = kept[written.records[name]]
-        assert kept_letter.stage == "learner" and sentence in kept_letter.error and kept_letter.key == GROUP.encode()
+        kept_record = kept[written.records[name]]
+        assert kept_record.stage == "learner" and sentence in kept_record.error and kept_record.key == GROUP.encode()
 
 
 async def check_audit(run: Run, written: Written) -> None:

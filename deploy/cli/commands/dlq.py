@@ -162,7 +162,7 @@ def _as_json(entry: "DeadLetterEntry") -> dict[str, Any]:
         "key": None if event.key is None else event.key.decode(errors="replace"),
         "time": clock(event.time_s),
         "time_s": event.time_s,
-        "letter": place(entry.ref),
+        "dead_letter": place(entry.ref),
         "state": entry.state,
         "replayed_as": None if entry.replayed is None else place(entry.replayed),
     }

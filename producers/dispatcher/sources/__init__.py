@@ -1,4 +1,7 @@
-"""Where prompts come from: one module each, all of them read and checked completely before the first request."""
+"""Where prompts come from: a module a kind of source. Every prompt is read and checked before the first request.
+
+A further kind is a tagged struct with `load() -> list[Prompt]`, beside `jsonl`, and a member of `SourceSettings`.
+"""
 
 from producers.dispatcher.sources.jsonl import JsonlSource
 from producers.dispatcher.sources.prompt import Prompt, SourceError, distinct, without

@@ -1,1 +1,1 @@
-"""All that knows vLLM: one engine, started, watched, fed and given new weights."""
+"""Everything that knows vLLM: one engine, how it is started and watched, and how it takes requests and weights."""

@@ -30,9 +30,9 @@ from producers.rollouts.engine.generation import Generation
 from producers.rollouts.engine.in_flight import InFlight
 from producers.rollouts.engine.liveness import Liveness
 from producers.rollouts.engine.outputs import ModelLimits, sampling_parameters
-from producers.rollouts.engine.process import Keeper
+from producers.rollouts.engine.process import EngineProcesses
 from producers.rollouts.engine.settings import EngineSettings
-from producers.rollouts.engine.startup import Launching
+from producers.rollouts.engine.startup import EngineStart
 from producers.rollouts.engine.weight_files import WeightFile
 from schemas import Sampling
 
@@ -41,7 +41,7 @@ _LONG_TOKENS: Final = 2048
 
 @dataclass(frozen=True, slots=True)
 class WeightUpdate:
-    """How an update went: seconds of loading and checking (generation goes on), of the swap, and of the whole pause."""
+    """How an update went: seconds of loading and checking (generation continues), of the swap, of the whole pause."""
 
     version: int
     prepare_s: float
@@ -67,8 +67,8 @@ class RolloutEngine:
         self.liveness = Liveness(settings.call_timeout_s)
         self._requests = InFlight(self.liveness, settings.request_timeout_s)
         self._llm: Any = None
-        self._keeper: Keeper | None = None
-        self._launching: Launching | None = None
+        self._processes: EngineProcesses | None = None
+        self._starting: EngineStart | None = None
         self._limits = ModelLimits(settings.max_model_len, 0)
         self._updating = asyncio.Lock()
         self._generations = self._tokens_generated = 0
@@ -83,12 +83,12 @@ class RolloutEngine:
 
         Raises `EngineStartError` when it dies or `start_timeout_s` passes; nothing is left running then.
         """
-        if self._keeper is not None:
+        if self._processes is not None:
             raise EngineError("the engine was started before; make another one")
-        self._keeper = Keeper()
-        self._launching = Launching(self.settings, self._keeper)
+        self._processes = EngineProcesses()
+        self._starting = EngineStart(self.settings, self._processes)
         try:
-            self._llm = await self._launching.llm()
+            self._llm = await self._starting.llm()
             processes = self._llm.engine_core.resources.engine_manager.processes
             self.liveness.begin([process.pid for process in processes], lambda: bool(self._llm.errored))
             await self._read_model()
@@ -96,7 +96,7 @@ class RolloutEngine:
             if self.settings.rounds_weights:
                 await self.update_weights(version, _files_of(Path(self.settings.model)))
         except BaseException as error:
-            self._llm = await self._launching.give_up() or self._llm
+            self._llm = await self._starting.give_up() or self._llm
             await self.stop()
             if isinstance(error, Exception) and not isinstance(error, EngineError):
                 raise EngineStartError(f"the engine did not start: {in_one_line(error)}") from error
@@ -155,7 +155,7 @@ class RolloutEngine:
     async def update_weights(self, version: int, files: Sequence[WeightFile]) -> WeightUpdate:
         """Puts new weights under the requests in flight, which keep their tokens and their cached keys and values.
 
-        The files are read, checked and staged while generation goes on; then it pauses between two steps for the swap.
+        The files are read, checked and staged while generation continues; it pauses between two steps for the swap.
         Raises `WeightsRefused` before anything was paused; `EngineDied` when the swap itself failed.
         """
         self.liveness.check()
@@ -184,9 +184,9 @@ class RolloutEngine:
 
         Raises `EngineError` when a process outlived SIGKILL.
         """
-        if self._keeper is None or self._launching is None:
+        if self._processes is None or self._starting is None:
             return
-        if not self._launching.has_ended:
+        if not self._starting.has_ended:
             # As long as its thread lives it may start more processes: who kills them must outlive it.
             return
         self.liveness.stopped()
@@ -201,7 +201,7 @@ class RolloutEngine:
             self._llm = None
             # vLLM's objects are cyclic garbage, whose finalizers complain at the interpreter's end.
             gc.collect()
-        if not await asyncio.to_thread(self._keeper.close, self.settings.stop_timeout_s):
+        if not await asyncio.to_thread(self._processes.close, self.settings.stop_timeout_s):
             raise EngineError(f"a process of the engine outlived SIGKILL for {self.settings.stop_timeout_s:g} s")
 
     async def _swap(self, version: int, prepare_s: float) -> WeightUpdate:

@@ -26,7 +26,7 @@ class EngineDied(EngineError):
 
 
 class PromptRefused(EngineError, ValueError):
-    """This request can never run on this engine (too long, a token outside the vocabulary); the engine goes on."""
+    """This request can never run on this engine (too long, a token outside the vocabulary); the engine continues."""
 
 
 class WeightsRefused(EngineError, ValueError):

@@ -26,7 +26,7 @@ class InFlight:
 
     def __init__(self, liveness: Liveness, timeout_s: float) -> None:
         self.version = 0
-        self._vitals = liveness
+        self._liveness = liveness
         self._timeout_s = timeout_s
         self._requests: dict[str, Request] = {}
         self._entering = 0
@@ -53,7 +53,7 @@ class InFlight:
         try:
             while self._entering:
                 self._entered.clear()
-                await self._vitals.call("for requests to enter the engine", self._entered.wait())
+                await self._liveness.call("for requests to enter the engine", self._entered.wait())
             yield
         finally:
             self._open.set()
@@ -74,7 +74,7 @@ class InFlight:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        self._vitals.check()
+        self._liveness.check()
         if request_id in self._requests:
             raise PromptRefused(f"request {request_id!r} is in flight already")
         request: Request | None = None
@@ -88,15 +88,15 @@ class InFlight:
         except VLLMClientError as error:
             raise PromptRefused(f"request {request_id!r}: {error}") from error
         except (EngineDeadError, EngineGenerateError) as error:
-            self._vitals.fail("died")
-            raise EngineDied(f"the engine {self._vitals.failure} during request {request_id!r}") from error
+            self._liveness.fail("died")
+            raise EngineDied(f"the engine {self._liveness.failure} during request {request_id!r}") from error
         except TimeoutError as error:
-            self._vitals.fail(f"did not finish request {request_id!r} within {self._timeout_s:g} s")
-            raise EngineDied(f"the engine {self._vitals.failure}") from error
+            self._liveness.fail(f"did not finish request {request_id!r} within {self._timeout_s:g} s")
+            raise EngineDied(f"the engine {self._liveness.failure}") from error
         finally:
             self._requests.pop(request_id, None)
             if request is not None:
-                if not finished and self._vitals.failure is None and not llm.errored:
+                if not finished and self._liveness.failure is None and not llm.errored:
                     await llm.abort(request.collector.request_id, internal=True)
                 request.collector.close()
 
@@ -105,7 +105,7 @@ class InFlight:
 
         while not self._open.is_set():
             await self._open.wait()
-        self._vitals.check()
+        self._liveness.check()
         self._entering += 1
         try:
             spans, started_s = SpanLog(self.version), time.time()

@@ -1,6 +1,6 @@
 """The `vllm.general_plugins` entry point: vLLM calls `register` in each of its processes before it loads a model.
 
-Mends what vLLM 0.30.0 gets wrong on CPU, and adds the one question to the engine core that weight spans need.
+Fixes what vLLM 0.30.0 gets wrong on CPU, and adds the one question to the engine core that weight spans need.
 """
 
 from contextlib import suppress
@@ -9,13 +9,13 @@ from typing import Any
 
 from streams.processes.amx import amx_state
 
-MEND_MARK = "prepacks_after_reload"
+FIX_MARK = "prepacks_after_reload"
 
 
 def register() -> None:
-    """Applies the mends; calling it again changes nothing."""
+    """Applies the fixes; calling it again changes nothing."""
     mask_broken_amx()
-    mend_expert_reload()
+    fix_expert_reload()
     count_output_tokens()
     register_weight_transfer()
 
@@ -30,7 +30,7 @@ def mask_broken_amx() -> None:
         torch.cpu._is_amx_tile_supported = lambda: False
 
 
-def mend_expert_reload() -> None:
+def fix_expert_reload() -> None:
     """Prepacks expert weights again after every reload on CPU.
 
     vLLM prepacks them for its grouped product when it builds a layer's kernel, and skips that step when the kernel is
@@ -40,7 +40,7 @@ def mend_expert_reload() -> None:
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
     plain = UnquantizedFusedMoEMethod._setup_kernel
-    if hasattr(plain, MEND_MARK):
+    if hasattr(plain, FIX_MARK):
         return
 
     @wraps(plain)
@@ -50,15 +50,15 @@ def mend_expert_reload() -> None:
         if reload and self.unquantized_backend == UnquantizedMoeBackend.CPU:
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
-    setattr(setup_kernel, MEND_MARK, True)
+    setattr(setup_kernel, FIX_MARK, True)
     UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
 
 
-def expert_reload_is_mended() -> bool:
-    """Whether `mend_expert_reload` is in force in this process."""
+def expert_reload_is_fixed() -> bool:
+    """Whether `fix_expert_reload` is in force in this process."""
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-    return hasattr(UnquantizedFusedMoEMethod._setup_kernel, MEND_MARK)
+    return hasattr(UnquantizedFusedMoEMethod._setup_kernel, FIX_MARK)
 
 
 def count_output_tokens() -> None:

@@ -16,7 +16,7 @@ _MARK = "EACHPROMPT_ENGINE"
 _ENVIRONMENT = threading.Lock()
 
 
-class Keeper:
+class EngineProcesses:
     """Kills whatever the engine started: here when asked to, and by an orphan reaper when this process is gone."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from producers.rollouts.engine.errors import EngineError, EngineStartError, in_one_line
-from producers.rollouts.engine.process import Keeper, launch
+from producers.rollouts.engine.process import EngineProcesses, launch
 from producers.rollouts.engine.settings import EngineSettings
 
 _KILL_EVERY_S = 0.25
@@ -37,12 +37,12 @@ class _Interruption(MetaPathFinder):
         return None
 
 
-class Launching:
+class EngineStart:
     """Runs `launch` in a daemon thread, which cannot hold up the end of the process."""
 
-    def __init__(self, settings: EngineSettings, keeper: Keeper) -> None:
+    def __init__(self, settings: EngineSettings, processes: EngineProcesses) -> None:
         self._settings = settings
-        self._keeper = keeper
+        self._processes = processes
         self._given_up = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -76,7 +76,7 @@ class Launching:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.stop_timeout_s):
                 while not self._ended.is_set():
-                    await asyncio.to_thread(self._keeper.kill)
+                    await asyncio.to_thread(self._processes.kill)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_KILL_EVERY_S):
                             await self._ended.wait()
@@ -87,7 +87,7 @@ class Launching:
         finder = _Interruption(self._given_up)
         sys.meta_path.insert(0, finder)
         try:
-            self._llm = launch(self._settings, self._keeper.mark)
+            self._llm = launch(self._settings, self._processes.mark)
         except BaseException as error:
             self._error = error
         finally:

@@ -151,8 +151,8 @@ def test_a_stale_group_restates_the_ends_it_had(records: Records) -> None:
 def test_dead_letters_end_their_rollouts(records: Records, topic: str) -> None:
     upstream = [(ref, value) for ref, value in records if ref.topic in ("rollouts", topic)]
     source, data = next(record for record in upstream if record[0].topic == topic)
-    letter = DeadLetter(source=source, stage="groups", error="no", data=data, time_s=0.0)
-    audit = audited([*upstream, (Ref("dead-letters", 0, 0), encode(letter))])
+    dead = DeadLetter(source=source, stage="groups", error="no", data=data, time_s=0.0)
+    audit = audited([*upstream, (Ref("dead-letters", 0, 0), encode(dead))])
     assert audit.clean
     assert audit.dispositions["dead_letter"] == 1
 
@@ -160,8 +160,8 @@ def test_dead_letters_end_their_rollouts(records: Records, topic: str) -> None:
 def test_a_record_that_does_not_decode_is_produced_all_the_same(records: Records) -> None:
     bad = Ref("rollouts", 0, 10_000)
     assert audited([*records, (bad, b"\xc1")]).in_flight == 1
-    letter = DeadLetter(source=bad, stage="rewards", error="no event", data=b"\xc1", time_s=0.0)
-    audit = audited([*records, (bad, b"\xc1"), (Ref("dead-letters", 0, 0), encode(letter))])
+    dead = DeadLetter(source=bad, stage="rewards", error="no event", data=b"\xc1", time_s=0.0)
+    audit = audited([*records, (bad, b"\xc1"), (Ref("dead-letters", 0, 0), encode(dead))])
     assert audit.clean
     assert audit.dispositions["dead_letter"] == 1
 
@@ -201,10 +201,10 @@ def test_a_dead_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_gro
     (place, value), event = next((record, decode(record[1])) for record in upstream if record[0].topic == "scores")
     assert isinstance(event, RolloutScored)
     mates = [ref for ref, data in upstream if ref.topic == "scores" and in_group(data, event.group_id)]
-    key, letters = event.group_id.encode(), [Ref("dead-letters", 0, offset) for offset in range(3)]
+    key, dead_letters = event.group_id.encode(), [Ref("dead-letters", 0, offset) for offset in range(3)]
 
     def verdict(*entries: DeadLetter | Note, done: Callable[[Ref], bool] = mates.__contains__) -> tuple[int, int]:
-        said = [(ref, msgspec.msgpack.encode(entry)) for ref, entry in zip(letters, entries, strict=False)]
+        said = [(ref, msgspec.msgpack.encode(entry)) for ref, entry in zip(dead_letters, entries, strict=False)]
         audit = audited([*upstream, *said], finished=lambda stage, ref: stage == "groups" and done(ref))
         return audit.dispositions["dead_letter"], audit.unaccounted
 
@@ -215,17 +215,17 @@ def test_a_dead_letter_excuses_the_rollout_that_it_names_and_no_other_of_its_gro
     assert verdict(unread) == (len(mates), 0), "it may have been any of them"
 
     again = Ref("scores", place.partition, 10_000)
-    for letter, before in ((named, (1, len(mates) - 1)), (unread, (len(mates), 0))):
-        back = replay_note(letter, again, bool(replays_earlier))
-        assert verdict(letter, back) == before, "which groups has not come to yet"
-        assert verdict(letter, back, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
-        gone = purge_note(letter, (), again, bool(purges_earlier))
-        for left in ((letter, back, gone), (letter, gone), (gone,)):
-            expected = before if left[0] is letter else (0, len(mates))
+    for dead, before in ((named, (1, len(mates) - 1)), (unread, (len(mates), 0))):
+        back = replay_note(dead, again, bool(replays_earlier))
+        assert verdict(dead, back) == before, "which groups has not come to yet"
+        assert verdict(dead, back, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
+        gone = purge_note(dead, (), again, bool(purges_earlier))
+        for left in ((dead, back, gone), (dead, gone), (gone,)):
+            expected = before if left[0] is dead else (0, len(mates))
             assert verdict(*left) == expected, "which its stage has not come to yet"
             assert verdict(*left, done=lambda ref: ref in (*mates, again)) == (0, len(mates))
-        second = msgspec.structs.replace(letter, source=again)
-        assert verdict(letter, back, second, done=lambda ref: ref in (*mates, again)) == before
+        second = msgspec.structs.replace(dead, source=again)
+        assert verdict(dead, back, second, done=lambda ref: ref in (*mates, again)) == before
 
 
 def in_group(data: bytes, group: str) -> bool:
@@ -253,26 +253,26 @@ def test_what_a_stage_finished_without_a_word_is_lost(records: Records, present:
 
 def test_a_dead_letter_that_was_put_back_yields_to_what_became_of_it(records: Records) -> None:
     ref, value = next(record for record in records if record[0].topic == "scores")
-    letter = DeadLetter(source=ref, stage="groups", error="no", data=value, time_s=0.0)
-    audit = audited([*records, (Ref("dead-letters", 0, 0), encode(letter))])
+    dead = DeadLetter(source=ref, stage="groups", error="no", data=value, time_s=0.0)
+    audit = audited([*records, (Ref("dead-letters", 0, 0), encode(dead))])
     assert audit.clean
     assert audit.dispositions["dead_letter"] == 0
 
 
-def test_what_the_learner_refuses_ends_in_its_step_and_not_in_its_letter(records: Records) -> None:
+def test_what_the_learner_refuses_ends_in_its_step_and_not_in_its_dead_letter(records: Records) -> None:
     in_flight = [(ref, value) for ref, value in records if ref.topic != "steps"]
     source = next(ref for ref, _ in records if ref.topic == "rollouts")
-    letter = DeadLetter(source=source, stage="learner", error="not finite", data=b"", time_s=0.0)
-    assert audited([*in_flight, (Ref("dead-letters", 0, 0), encode(letter))]) == audited(in_flight)
+    dead = DeadLetter(source=source, stage="learner", error="not finite", data=b"", time_s=0.0)
+    assert audited([*in_flight, (Ref("dead-letters", 0, 0), encode(dead))]) == audited(in_flight)
 
 
 def test_a_batch_that_the_learner_passed_over_plans_nothing(records: Records) -> None:
     source = Ref("batches", 0, 10_000)
     planned = next(event for _, value in records if isinstance(event := decode(value), BatchPlanned))
     forged = encode(msgspec.structs.replace(planned, batch=4000))
-    letter = DeadLetter(source=source, stage="learner", error="not the batcher's", data=forged, time_s=0.0)
+    dead = DeadLetter(source=source, stage="learner", error="not the batcher's", data=forged, time_s=0.0)
     assert not audited([*records, (source, forged)]).clean
-    told = (Ref("dead-letters", 0, 0), encode(letter))
+    told = (Ref("dead-letters", 0, 0), encode(dead))
     assert audited([told, *records, (source, forged)]) == audited(records)
 
 

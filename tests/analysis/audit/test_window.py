@@ -97,7 +97,7 @@ def test_a_late_word_counts_where_nothing_else_ended_the_rollout(records: Record
     assert audit.clean
     assert (audit.in_flight_waiting["for its step"], audit.dispositions["expired"]) == (trained, 0)
     alone = [record for record in records if record[0].topic in ("rollouts", "scores")]
-    letter = DeadLetter(source=rollouts[0], stage="rewards", error="e", data=b"", time_s=1.0)
-    audit = audited([*alone, *words, (Ref("dead-letters", 0, 0), encode(letter))])
+    dead = DeadLetter(source=rollouts[0], stage="rewards", error="e", data=b"", time_s=1.0)
+    audit = audited([*alone, *words, (Ref("dead-letters", 0, 0), encode(dead))])
     assert audit.clean
     assert audit.dispositions["expired"] == audit.produced == len(rollouts)

@@ -35,21 +35,21 @@ def plans(repeats: dict[int, int]) -> list[tuple[int, tuple[str, ...]]]:
         turns.append(batcher.on_side_input(step(batch), record_at("steps", 0), 0.0))
         for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):
             turn = batcher.on_side_input(step(again), record_at("steps", 0), 0.0)
-            assert turn.outputs == () and turn.finished == (), "a step told again makes no room"
+            assert turn.outputs == () and turn.finished == (), "a step that is repeated makes no room"
     outputs = [output.event for turn in turns for output in turn.outputs]
     return [(event.batch, event.groups) for event in outputs if isinstance(event, BatchPlanned)]
 
 
 @given(st.dictionaries(st.integers(0, GROUPS // GROUPS_PER_BATCH - 1), st.integers(1, 4)))
-def test_steps_told_again_change_no_plan(repeats: dict[int, int]) -> None:
+def test_repeated_steps_change_no_plan(repeats: dict[int, int]) -> None:
     assert plans(repeats) == plans({})
 
 
-def test_an_old_step_told_again_holds_no_batch_back() -> None:
+def test_an_old_step_that_is_repeated_holds_no_batch_back() -> None:
     batcher = Batcher(BatchSettings(groups_per_batch=1, lookahead=1), (1.0, 0.1))
     planned: list[object] = []
     for batch in range(3):
         planned += batcher.on_event(ready(batch), record_at("groups", batch), 0.0).outputs
         assert len(planned) == batch + 1
-        for told in (batch, max(0, batch - 1)):
-            assert batcher.on_side_input(step(told), record_at("steps", 0), 0.0).outputs == ()
+        for repeated in (batch, max(0, batch - 1)):
+            assert batcher.on_side_input(step(repeated), record_at("steps", 0), 0.0).outputs == ()

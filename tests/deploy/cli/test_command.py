@@ -267,5 +267,5 @@ def test_doctor_reports_each_finding(run_directory: RunConfig, eachprompt: Comma
     report = json.loads(done.stdout)
     names = {check["name"] for check in report["checks"]}
     assert {"python", "torch", "amx", "memory", "disk", "kafka", "broker", "port", "configuration"} <= names
-    assert all(check["mend"] for check in report["checks"] if check["level"] != "ok")
+    assert all(check["fix"] for check in report["checks"] if check["level"] != "ok")
     assert done.returncode == (1 if report["blocks"] else 0)

@@ -196,10 +196,10 @@ def test_requests_carry_what_was_configured_and_the_newest_weights() -> None:
 def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> None:
     dispatch = started(Dispatch(configured(groups_per_batch=1, max_staleness=0), prompts(2), [], run_seed=0))
     (request,) = dispatch.due(0.0)
-    letter = DeadLetter(
+    dead = DeadLetter(
         source=Ref("prompts", 0, 0), stage="producer", error="prompt of 9999 tokens", data=encode(request), time_s=1.0
     )
-    dispatch.on_event(letter)
+    dispatch.on_event(dead)
     assert "prompt of 9999 tokens" in dispatch.notes()[0]
     (other,) = dispatch.due(1.0)
     dispatch.on_event(dropped(other))

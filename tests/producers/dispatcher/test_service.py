@@ -102,10 +102,10 @@ async def test_a_refused_prompt_is_replaced(run: Any, settings: DispatcherSettin
         service.spawn(main(service, settings), "dispatcher")
         found = requests(await run.read("prompts", until=lambda found: len(found) == 7))
         refused = next(request for request in found if request.purpose == "train")
-        letter = DeadLetter(
+        dead = DeadLetter(
             source=Ref("prompts", 0, 0), stage="producer", error="too long", data=encode(refused), time_s=time.time()
         )
-        await run.write(Output("dead-letters", letter))
+        await run.write(Output("dead-letters", dead))
         await run.read("prompts", until=lambda found: len(found) == 8)
 
 

@@ -73,8 +73,8 @@ async def test_rollouts_through_weight_updates_and_a_kill(run: Any, perturbed: P
         for rollout in of(found, RolloutCompleted):
             check(rollout, next(each for each in few if each.group_id == rollout.group_id), encoder)
             assert [span.version for span in rollout.spans] == [1] and rollout.attempt == 0
-        (letter,) = of(await run.read("dead-letters", until=holds(DeadLetter, 1)), DeadLetter)
-        assert "120 tokens leave no room" in letter.error and letter.source.topic == "prompts"
+        (dead,) = of(await run.read("dead-letters", until=holds(DeadLetter, 1)), DeadLetter)
+        assert "120 tokens leave no room" in dead.error and dead.source.topic == "prompts"
 
         # A publication in flight; a corrupt one after it must be passed over, and the next sound one taken.
         many = [request(number) for number in range(10, 170)]
@@ -212,12 +212,12 @@ async def test_a_prompt_that_kills_the_engine_twice_is_a_dead_letter(run: Any) -
         await ask(run, killer)
         found = await run.read(
             "dead-letters",
-            until=lambda found: any("engine died" in letter.error for letter in of(found, DeadLetter)),
+            until=lambda found: any("engine died" in dead.error for dead in of(found, DeadLetter)),
             within_s=START_S,
         )
-        (letter,) = [letter for letter in of(found, DeadLetter) if "engine died" in letter.error]
-        assert "2 times while this prompt was in flight, the last time with it alone" in letter.error
-        assert decode(letter.data) == killer and letter.source.topic == "prompts"
+        (dead,) = [dead for dead in of(found, DeadLetter) if "engine died" in dead.error]
+        assert "2 times while this prompt was in flight, the last time with it alone" in dead.error
+        assert decode(dead.data) == killer and dead.source.topic == "prompts"
         after = [request(number) for number in range(410, 412)]
         await ask(run, *after)
         assert {rollout.attempt for rollout in await all_of(run, after)} == {0}

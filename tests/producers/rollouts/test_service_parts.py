@@ -172,7 +172,7 @@ async def test_what_a_predecessor_wrote_is_not_generated_again(run: Any) -> None
     assert await resumed.written(request("g.7"), old) == set()
     new = record_at("prompts", 9, time_s=started_s)
     assert await resumed.written(request("g.0"), new) == set(), (
-        "a request made after the start was never in hand before"
+        "a request made after the start was never in flight before"
     )
 
 

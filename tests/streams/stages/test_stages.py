@@ -97,10 +97,10 @@ async def test_undecodable_and_poisonous_records_become_dead_letters_with_their_
         await until("both are seen", lambda: len(worker.seen) == 2)
         service.stopping.set()
         await task
-    letters = await everything(log, "dead-letters")
-    assert {getattr(letter, "data", b"")[:6] for letter in letters} >= {b"\xc1 junk"}
-    assert len(letters) == 3
-    assert any("this one never works" in getattr(letter, "error", "") for letter in letters)
+    dead_letters = await everything(log, "dead-letters")
+    assert {getattr(dead, "data", b"")[:6] for dead in dead_letters} >= {b"\xc1 junk"}
+    assert len(dead_letters) == 3
+    assert any("this one never works" in getattr(dead, "error", "") for dead in dead_letters)
 
 
 class Pairs:

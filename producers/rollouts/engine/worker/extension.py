@@ -1,4 +1,4 @@
-"""What runs inside vLLM's worker: weights are staged while generation goes on, and swapped in while it is paused."""
+"""What runs inside vLLM's worker: weights are staged while generation continues, and swapped in while it is paused."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from producers.rollouts.engine.errors import WeightsRefused
-from producers.rollouts.engine.plugin import expert_reload_is_mended
+from producers.rollouts.engine.plugin import expert_reload_is_fixed
 from producers.rollouts.engine.weight_files import WeightFile, checkpoint_shapes, load_weights, unpublished
 
 
@@ -28,7 +28,7 @@ class WeightExtension:
         A sentence and not an exception, so that every worker's verdict reaches the front end in the same form.
         """
         self._staged = None
-        if not expert_reload_is_mended():
+        if not expert_reload_is_fixed():
             return "the vLLM plugin of eachprompt is not registered in the worker: install the package (make setup)"
         directory = Path(self.model_config.model)
         if self._expected is None:

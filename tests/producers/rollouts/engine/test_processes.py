@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from producers.rollouts.engine.process import Keeper, engine_environment
+from producers.rollouts.engine.process import EngineProcesses, engine_environment
 from producers.rollouts.engine.settings import EngineSettings
 
 MARKED_SLEEPER = (
@@ -46,10 +46,10 @@ def is_spawned(process: psutil.Process) -> bool:
         return False
 
 
-def marked_child(keeper: Keeper) -> subprocess.Popen[bytes]:
+def marked_child(processes: EngineProcesses) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
         [sys.executable, "-c", MARKED_SLEEPER],
-        env={"EACHPROMPT_ENGINE": keeper.mark, "PATH": "/usr/bin:/bin"},
+        env={"EACHPROMPT_ENGINE": processes.mark, "PATH": "/usr/bin:/bin"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -58,12 +58,12 @@ def marked_child(keeper: Keeper) -> subprocess.Popen[bytes]:
 
 
 def test_closing_kills_what_is_marked_and_nothing_else() -> None:
-    keeper, other = Keeper(), Keeper()
-    mine, others = marked_child(keeper), marked_child(other)
+    processes, other = EngineProcesses(), EngineProcesses()
+    mine, others = marked_child(processes), marked_child(other)
     grandchildren = psutil.Process(mine.pid).children()
     try:
         assert len(grandchildren) == 1
-        assert keeper.close(20)
+        assert processes.close(20)
         assert mine.wait(20) == -signal.SIGKILL
         assert ended(grandchildren, 20)
         assert others.poll() is None

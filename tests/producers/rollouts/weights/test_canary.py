@@ -89,7 +89,7 @@ async def engine(exported: Path) -> AsyncIterator[RolloutEngine]:
     It starts on an exported directory: what vLLM makes of that is what the first test compares.
     """
     extra = {
-        "worker_extension_cls": "tests.producers.rollouts.unmending.UnmendingExtension",
+        "worker_extension_cls": "tests.producers.rollouts.faulty_reload.FaultyReloadExtension",
         "weight_transfer_config": {"backend": "eachprompt"},
     }
     started = RolloutEngine(EngineSettings(model=str(exported), max_model_len=128, max_num_seqs=16, extra=extra))
@@ -122,13 +122,13 @@ async def test_it_is_silent_at_the_start_and_after_an_update(engine: RolloutEngi
 
 
 async def test_a_reload_without_the_expert_mend_is_an_alarm(engine: RolloutEngine, canary: Canary) -> None:
-    await engine._llm.collective_rpc("unmend")
+    await engine._llm.collective_rpc("break_reload")
     await engine.update_weights(2, [WeightFile(WEIGHTS)])
-    count, gauges = await alarms(engine, canary, "unmended")
-    await engine._llm.collective_rpc("mend")
+    count, gauges = await alarms(engine, canary, "unpacked")
+    await engine._llm.collective_rpc("repair_reload")
     await engine.update_weights(3, [WeightFile(WEIGHTS)])
     assert count == 1 and gauges["canary_drift_p"] > 3 * BOUND
-    assert (await alarms(engine, canary, "mended"))[0] == 0
+    assert (await alarms(engine, canary, "packed"))[0] == 0
 
 
 async def test_one_spoilt_matrix_is_an_alarm(engine: RolloutEngine, canary: Canary, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A told duplicate is told once: also where the memory of it was needed for something else while its group was open."""
+"""A duplicate is recorded once: also where the memory of it was needed for something else while its group was open."""
 
 from consumers.groups.settings import GroupSettings
 from schemas import GroupReady, RolloutDisposed
@@ -20,8 +20,8 @@ def close_another(stage: Stage) -> None:
 def test_a_duplicate_of_an_open_group_is_known_as_long_as_the_group_is_open_and_after_it() -> None:
     stage = crowded()
     stage.deliver(score(index=0, attempt=0))
-    (told,) = stage.deliver(score(index=0, attempt=1)).outputs
-    assert isinstance(told.event, RolloutDisposed) and told.event.disposition == "duplicate"
+    (recorded,) = stage.deliver(score(index=0, attempt=1)).outputs
+    assert isinstance(recorded.event, RolloutDisposed) and recorded.event.disposition == "duplicate"
     close_another(stage)
     assert stage.deliver(score(index=0, attempt=1)).outputs == ()
     (closed,) = stage.deliver(score(index=1, reward=0.0)).outputs
@@ -30,17 +30,17 @@ def test_a_duplicate_of_an_open_group_is_known_as_long_as_the_group_is_open_and_
 
 
 def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
-    """Its group was asked for before it was told, so that nothing of it is opened again."""
+    """Its group was asked for before it was recorded, so that nothing of it is opened again."""
     stage = crowded()
     duplicate = score(index=0, attempt=1)
-    told = RolloutDisposed(
+    recorded = RolloutDisposed(
         rollout_id=duplicate.rollout_id,
         group_id=duplicate.group_id,
         rollout=duplicate.rollout,
         disposition="duplicate",
         time_s=50.0,
     )
-    stage.processor.on_own_output(told, record_at("groups"))
+    stage.processor.on_own_output(recorded, record_at("groups"))
     close_another(stage)
     (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs
     assert isinstance(end.event, RolloutDisposed) and end.event.disposition == "expired"

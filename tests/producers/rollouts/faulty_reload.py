@@ -2,30 +2,30 @@
 
 from typing import Any
 
-from producers.rollouts.engine.plugin import MEND_MARK
+from producers.rollouts.engine.plugin import FIX_MARK
 from producers.rollouts.engine.worker.extension import WeightExtension
 
 
-class UnmendingExtension(WeightExtension):
-    """`unmend` takes the mend away and leaves its mark, so that weights are not refused for want of it."""
+class FaultyReloadExtension(WeightExtension):
+    """`break_reload` takes the fix away and leaves its mark, so that weights are not refused for want of it."""
 
-    _mended: Any = None
+    _fixed: Any = None
 
-    def unmend(self) -> None:
+    def break_reload(self) -> None:
         """From now on reloads are vLLM's own."""
         from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-        self._mended = UnquantizedFusedMoEMethod._setup_kernel
-        plain = self._mended.__wrapped__
+        self._fixed = UnquantizedFusedMoEMethod._setup_kernel
+        plain = self._fixed.__wrapped__
 
         def setup_kernel(method: Any, layer: Any, w13: Any, w2: Any) -> None:
             plain(method, layer, w13, w2)
 
-        setattr(setup_kernel, MEND_MARK, True)
+        setattr(setup_kernel, FIX_MARK, True)
         UnquantizedFusedMoEMethod._setup_kernel = setup_kernel
 
-    def mend(self) -> None:
+    def repair_reload(self) -> None:
         """Undoes it."""
         from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-        UnquantizedFusedMoEMethod._setup_kernel = self._mended
+        UnquantizedFusedMoEMethod._setup_kernel = self._fixed
