@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from deploy.cli.commands.demo import DEMO
+from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.local.processes import service_units
 from deploy.local.session import Session
@@ -69,7 +70,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         overrides = [f'broker.kind="{arguments.broker}"']
         config = load(DEMO, directory=Path(directory), overrides=overrides)
-        config.write()
+        adopt(config)
         async with Session(config, note=print):
             for service in LIGHT:
                 print(await asyncio.to_thread(measure, config, service), flush=True)

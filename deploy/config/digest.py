@@ -57,9 +57,14 @@ many steps there are to be. Whatever is not named here counts, so that a new set
 
 def trained_settings(config: RunConfig) -> dict[str, Any]:
     """`section.key` → value of every setting that a step depends on, defaults too. ConfigError: as `service`."""
+    return {key: value for key, value in flattened(config.tables()).items() if not _is_untrained(key)}
+
+
+def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` → value of every value in `tables`, sorted by key; what is None is left out."""
     flat: dict[str, Any] = {}
-    _flatten("", config.tables(), flat)
-    return {key: value for key, value in sorted(flat.items()) if not _is_untrained(key)}
+    _flatten("", tables, flat)
+    return dict(sorted(flat.items()))
 
 
 def config_digest(settings: Mapping[str, Any]) -> str:

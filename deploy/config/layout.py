@@ -16,6 +16,21 @@ class RunDirectory:
         return self.root / "run.toml"
 
     @property
+    def configurations(self) -> Path:
+        """Directory of every configuration that the run had, 0001.toml and on."""
+        return self.root / "configurations"
+
+    @property
+    def identity(self) -> Path:
+        """What the run was begun as, JSON."""
+        return self.root / "identity.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that keeps the run up."""
+        return self.root / "lock"
+
+    @property
     def summary(self) -> Path:
         """The run's summary, JSON."""
         return self.root / "summary.json"

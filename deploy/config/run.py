@@ -104,14 +104,6 @@ class RunConfig:
         comment = f"The resolved configuration of run {self.run.id}. Facts that are given once and handed on:\n{shares}"
         return toml_text(self.tables(), comment)
 
-    def write(self) -> None:
-        """Writes `run.toml` of the run directory, and moves it there, so that there is never half a file."""
-        path = self.layout.config
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(self.resolved(), encoding="utf-8")
-        partial.replace(path)
-
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
             "prompts": dict(self.prompts),

@@ -16,7 +16,12 @@ class RunSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """[run]: what the run is, and what its services share."""
 
     id: Annotated[
-        str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$", description="prefix of its topics; empty: file name")
+        str,
+        Meta(
+            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$",
+            description="prefix of its topics; empty: file name",
+            extra={"fixed": "its topics are named by it"},
+        ),
     ] = ""
     seed: Annotated[int, Meta(ge=0, lt=2**31, description="seed of prompts, sampling and initialisation")] = 0
     steps: Annotated[int, Meta(ge=0, description="training steps; 0: until stopped")] = 0
@@ -24,7 +29,15 @@ class RunSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     group_size: Annotated[int, Meta(ge=1, description="rollouts of each prompt")] = 8
     max_staleness: Annotated[int, Meta(ge=0, description="versions a rollout may be behind when trained")] = 1
     ranks: Annotated[int, Meta(ge=1, description="learner processes that the model is sharded over")] = 2
-    partitions: Annotated[int, Meta(ge=1, le=1024, description="partitions of the topics that are sharded")] = 4
+    partitions: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1024,
+            description="partitions of the topics that are sharded",
+            extra={"fixed": "a group's records are found by it"},
+        ),
+    ] = 4
     replication: Annotated[int, Meta(ge=1, le=7, description="replicas of every topic; 1 for local brokers")] = 1
     retention_h: Annotated[float, Meta(ge=0, description="hours that records stay on the log; 0: indefinitely")] = 168.0
     drain_s: Annotated[float, Meta(ge=0, description="seconds a stopped service may take to finish its work")] = 5.0
@@ -41,7 +54,10 @@ class BrokerSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     kind: Annotated[
         Literal["auto", "kafka", "embedded", "external"],
-        Meta(description="auto: Kafka where Java and its jars are there, else embedded"),
+        Meta(
+            description="auto: Kafka where Java and its jars are there, else embedded",
+            extra={"fixed": "the log of the run is there"},
+        ),
     ] = "auto"
     bootstrap_servers: Annotated[str, Meta(description="host:port[,host:port...] of an external cluster")] = ""
     ephemeral: Annotated[bool, Meta(description="the topics may be lost; the embedded broker needs it")] = False
@@ -74,7 +90,13 @@ class BrokerSection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class BlobSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """[blobs]: where weights and large arrays are kept."""
 
-    uri: Annotated[str, Meta(description="fsspec URI such as s3://bucket/run; empty: blobs/ of the run directory")] = ""
+    uri: Annotated[
+        str,
+        Meta(
+            description="fsspec URI such as s3://bucket/run; empty: blobs/ of the run directory",
+            extra={"fixed": "weights and routes that the log refers to are there"},
+        ),
+    ] = ""
     inline_max_bytes: Annotated[int, Meta(ge=0, description="larger arrays go to the blob store, not the log")] = MIB
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from deploy.cli.main import add_config_arguments, add_json_argument
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(audit)
     else:
         _print(audit, arguments.digests)
+        _print_changes(config.directory)
     return 0 if audit.clean else FAILED
 
 
@@ -100,6 +102,15 @@ def _print(audit: "Audit", digests: bool) -> None:
         print(f"{finding.kind}: {finding.rollout} {finding.what}")
     for rollout in audit.trained_twice_ids:
         print(f"trained twice: {rollout}")
+
+
+def _print_changes(directory: Path) -> None:
+    """What the run was trained with was not always the same: one line a change."""
+    from deploy.config.kept import in_words, kept_configurations
+
+    for kept in kept_configurations(directory)[1:]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(kept.since_s))
+        print(f"settings changed at {since} ({kept.file}): {in_words(kept.changes)}")
 
 
 def _age(since_s: float) -> str:

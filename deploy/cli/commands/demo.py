@@ -41,17 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains, writes summary and report, prints. Exit code 1 where the audit is not clean."""
     from analysis.views.live import view_on
+    from deploy.config.kept import adopt
     from deploy.config.preflight import check
     from deploy.local.conclusion import as_text
+    from deploy.local.run_lock import run_lock
     from deploy.local.session import quiet_clients
 
     config = _config(arguments)
     held_back = check(config)
-    config.write()
     stream = sys.stderr if arguments.json else sys.stdout
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     quiet_clients()
-    with view_on(stream, f"eachprompt demo, seed {config.run.seed}") as view:
+    with run_lock(config.layout.lock), view_on(stream, f"eachprompt demo, seed {config.run.seed}") as view:
+        adopt(config)
         view.note(f"run directory {config.directory}")
         summary = asyncio.run(_demo(config, held_back, arguments.deadline, view))
     if arguments.json:

@@ -6,6 +6,8 @@ import sys
 from typing import Any, Final
 
 from deploy.cli.main import add_config_arguments
+from deploy.config.identity import check_identity
+from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.errors import ConfigError
 from deploy.services import main_of
@@ -29,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves until stopped. The learner without an ordinal or $RANK starts all its ranks and waits for them."""
     service: str = arguments.service
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
+    check_identity(config)
     replicas = config.replicas_of(service)
     declared = SERVICES[service]
     ordinal = arguments.ordinal
@@ -116,7 +119,7 @@ def _run_ranks(config: RunConfig, service: str) -> int:
     bootstrap_of(config)
     config.service(service)
     if not config.layout.config.is_file():
-        config.write()
+        adopt(config)
     apply_environment()
 
     async def serve() -> None:

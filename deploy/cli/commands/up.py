@@ -16,20 +16,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks, starts and supervises; ends with SIGINT or SIGTERM."""
+    from deploy.config.kept import adopt, in_words
     from deploy.config.preflight import check
     from deploy.errors import StoppedError
+    from deploy.local.run_lock import run_lock
     from deploy.local.session import quiet_clients
 
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     check(config)
-    config.write()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     quiet_clients()
-    try:
-        asyncio.run(_serve(config))
-    except StoppedError as stopped:
-        # Stopping is how `up` ends.
-        _say(str(stopped))
+    with run_lock(config.layout.lock):
+        if changes := adopt(config):
+            _say(f"changed since the last start: {in_words(changes)}")
+        try:
+            asyncio.run(_serve(config))
+        except StoppedError as stopped:
+            # Stopping is how `up` ends.
+            _say(str(stopped))
     return 0
 
 

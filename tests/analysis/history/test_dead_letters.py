@@ -17,6 +17,7 @@ from consumers.groups import service as groups
 from consumers.groups.settings import GroupSettings
 from deploy.cli.commands.demo import DEMO
 from deploy.cli.main import main
+from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.local.session import create_run_topics
 from schemas import TOPICS, DeadLetter, Ref, RolloutScored, encode, partition_of
@@ -40,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
     """A run whose broker is up, with nothing on its topics."""
     directory = tmp_path_factory.mktemp("dlq") / "run"
     config = load(DEMO, directory=directory, overrides=["broker.kind=embedded", f"run.partitions={PARTITIONS}"])
-    config.write()
+    adopt(config)
     with open_broker(config.broker.build(), directory) as broker:
         create_run_topics(config, broker.bootstrap)
         yield config
@@ -221,7 +222,7 @@ def test_the_runs_broker_is_started_where_it_is_down(tmp_path: Path, capsys: pyt
     """The tools work on a run that has ended: the letters are read from its broker's directory."""
     directory = tmp_path / "run"
     config = load(DEMO, directory=directory, overrides=["broker.kind=embedded", "run.partitions=2"])
-    config.write()
+    adopt(config)
     with open_broker(config.broker.build(), directory) as broker:
         create_run_topics(config, broker.bootstrap)
         letter = dead_letter(Record("prompts", 1, 3, b"p.9", b"junk", {}, 1.0), "producer", "no event", 2.0)

@@ -14,6 +14,7 @@ from kafka import KafkaProducer
 from analysis.history.weight_versions import WeightVersions
 from deploy.cli.commands.demo import DEMO
 from deploy.cli.main import main
+from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.local.session import create_run_topics
 from schemas import (
@@ -116,7 +117,7 @@ APPLIED = [
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
     directory = tmp_path_factory.mktemp("weights") / "run"
     config = load(DEMO, directory=directory, overrides=["broker.kind=embedded"])
-    config.write()
+    adopt(config)
     with open_broker(config.broker.build(), directory) as broker:
         create_run_topics(config, broker.bootstrap)
         yield config

@@ -15,6 +15,7 @@ from kafka import KafkaProducer
 from analysis.history.run_log import RunLog
 from deploy.cli.commands.demo import DEMO
 from deploy.cli.main import SUBCOMMANDS, main
+from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.local.session import create_run_topics
 from schemas import TOPICS
@@ -167,7 +168,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory, simulated: Callable[
     directory = tmp_path_factory.mktemp("tools") / "run"
     overrides = ["broker.kind=embedded", "run.partitions=2", "run.steps=3"]
     config = load(DEMO, directory=directory, overrides=overrides)
-    config.write()
+    adopt(config)
     broker = open_broker(config.broker.build(), directory)
     with broker:
         create_run_topics(config, broker.bootstrap)

@@ -6,6 +6,7 @@ import pytest
 
 from deploy.cli.commands.demo import DEMO
 from deploy.config.digest import UNTRAINED, config_digest, trained_settings
+from deploy.config.kept import adopt
 from deploy.config.run import load
 
 
@@ -15,7 +16,7 @@ def digest(*overrides: str) -> str:
 
 def test_it_is_stable_and_the_same_for_what_run_toml_reads_back_as(tmp_path: Path) -> None:
     config = load(DEMO, directory=tmp_path)
-    config.write()
+    adopt(config)
     assert digest() == config_digest(trained_settings(load(None, directory=tmp_path)))
     assert config_digest({"b.c": [1, 0.5], "a": "x", "d": None}) == config_digest({"a": "x", "b.c": [1, 0.5]})
     assert config_digest({"a": 1}) == "sha256:015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.cli.commands.demo import DEMO
+from deploy.config.kept import adopt
 from deploy.config.old_keys import RENAMED, current, current_key
 from deploy.config.run import load, toml_text
 from deploy.errors import ConfigError
@@ -98,7 +99,7 @@ def test_a_kind_alone_is_short_for_its_table(tmp_path: Path) -> None:
 
 def test_the_resolved_configuration_is_the_same_again(tmp_path: Path) -> None:
     config = load(DEMO, directory=tmp_path, overrides=["learner.objective.boundaries=[0.5, 0.8]"])
-    config.write()
+    adopt(config)
     assert load(None, directory=tmp_path).resolved() == config.resolved()
     assert msgspec.to_builtins(load(None, directory=tmp_path).service("learner"))["objective"]["boundaries"] == (
         0.5,

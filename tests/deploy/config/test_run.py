@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.cli.commands.demo import DEMO
+from deploy.config.kept import adopt
 from deploy.config.preflight import check, check_model, check_trainable
 from deploy.config.run import RunConfig, load
 from deploy.config.shared import HANDED_ON
@@ -97,7 +98,7 @@ def test_what_is_handed_on_has_a_place(source: str) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["own", "demo"])
 def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path, own: bool) -> None:
     config = load(write_run(tmp_path) if own else DEMO, directory=tmp_path / "run", overrides=["run.seed=7"])
-    config.write()
+    adopt(config)
     again = load(None, directory=tmp_path / "run")
     assert again.resolved() == config.resolved()
     assert again.run == config.run
