@@ -8,6 +8,7 @@ Every service process computes the digest of the configuration that it was start
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -68,8 +69,15 @@ def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_digest(settings: Mapping[str, Any]) -> str:
-    """`sha256:` and the SHA-256 (hexadecimal) of the settings as JSON, keys in order; what is None is left out."""
-    given = {key: value for key, value in settings.items() if value is not None}
+    """`sha256:` and the SHA-256 (hexadecimal) of the settings as JSON, keys in order; what is None is left out.
+
+    Infinities, for which JSON has no number, are text.
+    """
+    given = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in settings.items()
+        if value is not None
+    }
     return "sha256:" + hashlib.sha256(msgspec.json.encode(given, order="deterministic")).hexdigest()
 
 

@@ -247,6 +247,7 @@ class Dispatch:
             evaluation=evaluation,
             version=self._versions.published,
             predicted_tokens=predicted_tokens,
+            metadata=prompt.metadata,
         )
         self._note(request)
         return request

@@ -194,8 +194,8 @@ def check_sampled(rollout: RolloutCompleted) -> None:
             f"{name} has {len(firsts)} turns from tokens {firsts[:8]} that do not part its {tokens} response tokens; "
             f"allowed are up to {MAX_TURNS}, rising from 0"
         )
-    for turn, end in zip(rollout.turns, [*firsts[1:], tokens], strict=True):
-        if turn.role != POLICY_ROLE and mask[turn.first_token : end].any():
+    for turn, sampled in zip(rollout.turns, np.maximum.reduceat(mask, firsts).tolist(), strict=True):
+        if sampled and turn.role != POLICY_ROLE:
             raise ValueError(
                 f"{name} has sampled tokens in the turn of {turn.role!r} from token {turn.first_token}; allowed only "
                 f"in turns of {POLICY_ROLE!r}"

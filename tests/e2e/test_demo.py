@@ -74,16 +74,20 @@ def kill(directory: Path, name: str) -> None:
     os.kill(int((directory / "pids" / f"{name}.pid").read_text()), signal.SIGKILL)
 
 
+def audit_of(directory: Path, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-P", "-m", "deploy.cli.main", "audit", "--dir", str(directory), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    audit: dict[str, Any] = json.loads(done.stdout)
+    return audit
+
+
 def test_the_demo_trains_on_the_embedded_broker_and_accounts_for_every_rollout(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     summary = finish(start(directory, "embedded", 3))
     check(summary, directory, 3)
     assert summary["broker"] == "embedded"
-    audit = subprocess.run(
-        [sys.executable, "-P", "-m", "deploy.cli.main", "audit", "--dir", str(directory), "--json"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert json.loads(audit.stdout) == summary["audit"]
+    assert audit_of(directory) == summary["audit"]
+    assert audit_of(directory, "--digests") == summary["audit"] | {"steps_verified": 3}
 
 
 def test_a_run_whose_services_are_killed_one_after_the_other_finishes_correctly(tmp_path: Path) -> None:
@@ -97,5 +101,6 @@ def test_a_run_whose_services_are_killed_one_after_the_other_finishes_correctly(
         kill(directory, name)
     summary = finish(process)
     check(summary, directory, 12)
+    assert audit_of(directory, "--digests")["steps_verified"] == 12
     assert all(summary["restarts"][name] >= 1 for name in (*LIGHT, "producer")), summary["restarts"]
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(directory) in " ".join(p.info["cmdline"] or [])]

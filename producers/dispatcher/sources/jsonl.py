@@ -11,7 +11,7 @@ from schemas.verifiers import VERIFIERS
 
 _ALLOWED: Final = (
     "a line is an object with prompt (text) or messages (a list of {role, content}), "
-    "verifier, reference (text, a number or an object) and, where wanted, task (text)"
+    "verifier, reference (text, a number or an object) and, where wanted, task (text); other columns are metadata"
 )
 
 
@@ -41,7 +41,7 @@ class _ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Message(role=self.role, content=content)
 
 
-class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Row(msgspec.Struct, frozen=True):
     verifier: str
     reference: str | int | float | dict[str, Any]
     prompt: str | None = None
@@ -50,19 +50,21 @@ class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JsonlSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="jsonl"):
-    """A JSON Lines file: `{"prompt": ... | "messages": [...], "verifier": ..., "reference": ..., "task": ...}`."""
+    """A JSON Lines file: `{"prompt": ... | "messages": [...], "verifier": ..., "reference": ..., "task": ...}`.
+
+    What else a row says is the prompt's metadata.
+    """
 
     path: Annotated[str, msgspec.Meta(min_length=1, description="the file; its name is the task of rows without one")]
 
     def load(self) -> list[Prompt]:
         """Every prompt of the file. SourceError: what is wrong, with file and line number, and what is allowed."""
         path = Path(self.path)
-        decoder = msgspec.json.Decoder(_Row)
         try:
             with path.open("rb") as lines:
                 _check_kind(path, lines.peek(8))
                 prompts = [
-                    _prompt(decoder, line, f"{path}, line {number}", path.stem)
+                    _prompt(line, f"{path}, line {number}", path.stem)
                     for number, line in enumerate(lines, start=1)
                     if line.strip()
                 ]
@@ -73,9 +75,10 @@ class JsonlSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
         return distinct(prompts)
 
 
-def _prompt(decoder: msgspec.json.Decoder[_Row], line: bytes, origin: str, stem: str) -> Prompt:
+def _prompt(line: bytes, origin: str, stem: str) -> Prompt:
     try:
-        row = decoder.decode(line)
+        columns = msgspec.json.decode(line)
+        row = msgspec.convert(columns, _Row)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SourceError(f"{origin}: {error}; {_ALLOWED}") from error
     except RecursionError:
@@ -96,6 +99,7 @@ def _prompt(decoder: msgspec.json.Decoder[_Row], line: bytes, origin: str, stem:
         text=row.prompt,
         messages=messages,
         origin=origin,
+        metadata={name: value for name, value in columns.items() if name not in _Row.__struct_fields__},
     )
 
 

@@ -19,6 +19,7 @@ def test_it_is_stable_and_the_same_for_what_run_toml_reads_back_as(tmp_path: Pat
     adopt(config)
     assert digest() == config_digest(trained_settings(load(None, directory=tmp_path)))
     assert config_digest({"b.c": [1, 0.5], "a": "x", "d": None}) == config_digest({"a": "x", "b.c": [1, 0.5]})
+    assert len({config_digest({"clip": clip}) for clip in (float("inf"), float("-inf"), 1.0, None)}) == 4
     assert config_digest({"a": 1}) == "sha256:015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
 
 

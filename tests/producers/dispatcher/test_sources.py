@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from producers.dispatcher.dispatch import Dispatch
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import JsonlSource, Prompt, ReasoningGymSource, SourceError, distinct, without
-from schemas import prompt_id
+from schemas import decode, encode, prompt_id
 from schemas.parts import Message
+from tests.producers.dispatcher.world import configured, started
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -49,7 +51,9 @@ def test_jsonl_rows_become_prompts(tmp_path: Path) -> None:
         ("{", "truncated"),
         ('"text"', "object"),
         ("{}", "missing required field"),
-        (json.dumps(ROW | {"promt": "x"}), "unknown field `promt`"),
+        (json.dumps(ROW | {"id": 2**64}), "the row has metadata 'id' with 18446744073709551616 of type int; allowed"),
+        (json.dumps(ROW | {"image": "x" * 70_000}), "the row has metadata of 70012 bytes; allowed are 65536"),
+        (json.dumps({"promt": "x", "verifier": "exact_match", "reference": "1"}), "neither of prompt and messages"),
         (json.dumps(ROW | {"prompt": 3}), "$.prompt"),
         (json.dumps(ROW | {"reference": None}), "$.reference"),
         (json.dumps(ROW | {"reference": {"n": 2**64}}), "cannot be written to the log: "),
@@ -84,6 +88,18 @@ def test_bytes_that_are_not_text_are_named(tmp_path: Path) -> None:
     path.write_bytes(b'{"prompt": "\xff\xfe", "verifier": "exact_match", "reference": "1"}\n')
     with pytest.raises(SourceError, match="line 1"):
         JsonlSource(path=str(path)).load()
+
+
+def test_other_columns_are_metadata(tmp_path: Path) -> None:
+    extra = {"level": 5, "source": {"set": "MATH", "ids": [1, None]}}
+    first, second = jsonl(tmp_path, json.dumps(ROW | extra), json.dumps(ROW | {"prompt": "2+2="})).load()
+    assert first.metadata == extra and second.metadata == {}
+    assert first.prompt_id == prompt_id("sums", "1+2="), "it is no part of a prompt's identity"
+    dispatch = started(Dispatch(configured(), [first], [second], run_seed=0))
+    asked = {request.prompt: decode(encode(request)) for request in dispatch.due(0.0)}
+    assert asked["1+2="].metadata == extra and asked["2+2="].metadata == {}  # type: ignore[union-attr]
+    again = jsonl(tmp_path, json.dumps(ROW | extra), json.dumps(ROW | {"level": 6})).load()
+    assert [each.metadata for each in again] == [extra], "the first of two equal rows counts"
 
 
 def test_numbers_are_references_and_text_parts_are_text(tmp_path: Path) -> None:
