@@ -79,11 +79,14 @@ class ScheduleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
         Literal["constant", "linear", "cosine"], Meta(description="course of the rate after the warm-up")
     ] = "linear"
     warmup_steps: Annotated[int, Meta(ge=0, description="batches over which the rate rises linearly")] = 3
-    decay_steps: Annotated[int, Meta(ge=1, description="batches until the rate is at its final share")] = 40
+    decay_steps: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="batches until the rate is at its final share; left out: run.steps, else never"),
+    ] = None
     final_ratio: Annotated[float, Meta(ge=0, le=1, description="final rate as a share of the peak")] = 0.1
 
     def __post_init__(self) -> None:
-        if self.kind != "constant" and self.decay_steps <= self.warmup_steps:
+        if self.kind != "constant" and self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
             raise ValueError(
                 f"decay_steps {self.decay_steps} is not above warmup_steps {self.warmup_steps}, as schedule "
                 f"{self.kind!r} needs"

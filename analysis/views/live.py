@@ -1,18 +1,18 @@
 """The live view: a table that is redrawn on a terminal, plain lines anywhere else."""
 
 import time
-from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from analysis.views.durations import in_words
 from analysis.views.live_figures import Snapshot, as_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _LINE_EVERY_S = 5.0
+_COLUMNS = 92
 _SPARKS = "▁▂▃▄▅▆▇█"
-_NOTES = 4
 _BAR = 40
 
 
@@ -32,16 +32,17 @@ class View(Protocol):
     ) -> None: ...
 
 
-def view_on(stream: TextIO, title: str) -> View:
-    """A table for a terminal, plain lines for any other stream."""
-    return TerminalView(stream, title) if stream.isatty() else PlainView(stream)
+def view_on(stream: TextIO, title: str, *, line_every_s: float = _LINE_EVERY_S) -> View:
+    """A table for a terminal, plain lines for any other stream: one a step, and one after `line_every_s` without."""
+    return TerminalView(stream, title) if stream.isatty() else PlainView(stream, line_every_s)
 
 
 class PlainView:
-    """A line where the step changed, or none was printed for five seconds."""
+    """A line where the step changed, or none was printed for `line_every_s` seconds."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, line_every_s: float = _LINE_EVERY_S) -> None:
         self._stream = stream
+        self._line_every_s = line_every_s
         self._began_s = time.monotonic()
         self._step = -1
         self._printed_s = 0.0
@@ -49,7 +50,7 @@ class PlainView:
     def show(self, now: Snapshot) -> None:
         """See `View`."""
         since_s = time.monotonic() - self._printed_s
-        if now.step != self._step or since_s >= _LINE_EVERY_S:
+        if now.step != self._step or since_s >= self._line_every_s:
             self._step = now.step
             self.note(as_line(now))
 
@@ -68,7 +69,7 @@ class PlainView:
 
 
 class TerminalView:
-    """A table that is redrawn: progress, pass rates, and how many rollouts wait where."""
+    """A table that is redrawn, below the notes, which stay: progress, pass rates, how much waits where."""
 
     def __init__(self, stream: TextIO, title: str) -> None:
         from rich.console import Console
@@ -76,10 +77,10 @@ class TerminalView:
 
         self._title = title
         self._began_s = time.monotonic()
-        self._notes: deque[str] = deque(maxlen=_NOTES)
         self._rates: list[float] = []
         self._now: Snapshot | None = None
-        self._live = Live(console=Console(file=stream), get_renderable=self._render, refresh_per_second=4)
+        self._console = Console(file=stream, highlight=False)
+        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
 
     def show(self, now: Snapshot) -> None:
         """See `View`."""
@@ -89,7 +90,7 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """See `View`."""
-        self._notes.append(text)
+        self._console.print(f"{time.strftime('%H:%M:%S')} {text}", style="yellow", markup=False)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -107,7 +108,7 @@ class TerminalView:
         from rich.table import Table
         from rich.text import Text
 
-        elapsed = f"{time.monotonic() - self._began_s:.0f} s"
+        elapsed = in_words(time.monotonic() - self._began_s)
         now = self._now
         if now is None:
             body: list[RenderableType] = [Text("starting the broker and the services")]
@@ -115,28 +116,39 @@ class TerminalView:
             table = Table.grid(padding=(0, 2))
             table.add_column(style="dim", justify="right")
             table.add_column()
-            table.add_row("", ProgressBar(total=max(1, now.steps), completed=now.step, width=_BAR))
+            if now.steps:
+                table.add_row("", ProgressBar(total=now.steps, completed=now.step, width=_BAR))
             for name, value in _rows(now, self._rates):
                 table.add_row(name, value)
             body = [table]
-        body += [Text(note, style="yellow") for note in self._notes]
-        return Panel(Group(*body), title=self._title, subtitle=elapsed, width=92)
+        return Panel(Group(*body), title=self._title, subtitle=elapsed, width=min(_COLUMNS, self._console.width))
 
 
 def _rows(now: Snapshot, rates: list[float]) -> list[tuple[str, str]]:
     rate = "-" if now.pass_rate is None else f"{now.pass_rate:.3f}  {sparkline(rates)}"
     held_back = "-" if now.held_back is None else f"{now.held_back[1]:.3f} after step {now.held_back[0]}"
     return [
-        ("step", f"{now.step} of {now.steps}"),
+        ("step", _progress(now)),
         ("pass rate, training", rate),
         ("pass rate, held back", held_back),
         ("generated", f"{now.tokens_per_s:,.0f} tokens/s"),
         ("staleness", "-" if now.staleness is None else f"{now.staleness:.2f} versions"),
+        ("reward, newest step", "-" if now.reward is None else f"{now.reward:.3f}"),
         ("groups", f"{now.groups_ready} ready, {_counts(now.groups_dropped) or 'none'} dropped"),
-        ("rollouts waiting", _counts(now.queues) or "none"),
+        *([("rollouts waiting", _counts(now.queues) or "none")] if now.queues else []),
         ("lag of the readers", _counts(now.lag) or "none"),
         ("dead letters", str(now.dead_letters)),
+        *([("services", now.services)] if now.services else []),
     ]
+
+
+def _progress(now: Snapshot) -> str:
+    parts = [f"{now.step} of {now.steps}" if now.steps else str(now.step)]
+    if now.steps_per_h is not None:
+        parts.append(f"{now.steps_per_h:,.0f} an hour")
+    if now.left_s:
+        parts.append(f"{in_words(now.left_s)} left")
+    return ", ".join(parts)
 
 
 def sparkline(values: list[float], width: int = _BAR) -> str:

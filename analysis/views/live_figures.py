@@ -1,12 +1,15 @@
 """The figures that the live view shows. Pure: a frozen snapshot from the history, the clock and the lags."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from analysis.history.history import History
+from analysis.views.durations import in_words
 
 _RATE_WINDOW_S = 10.0
 _RECENT_ROLLOUTS = 512
+_RECENT_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,8 @@ class Snapshot:
     """A run at unix time `time_s`.
 
     `pass_rate` is over the newest training rollouts; `held_back` is the newest complete held-back round: (step after
-    which it was requested, pass rate). `queues` counts rollouts by where they are, `lag` records by topic.
+    which it was requested, pass rate). `queues` counts rollouts by where they are, `lag` records by topic. `left_s`:
+    the time that the remaining steps take at the pace of the newest ones; `services`: what the processes do, in words.
     """
 
     time_s: float
@@ -30,6 +34,9 @@ class Snapshot:
     queues: dict[str, int]
     lag: dict[str, int] = field(default_factory=dict)
     dead_letters: int = 0
+    steps_per_h: float | None = None
+    left_s: float | None = None
+    services: str = ""
 
 
 def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int]) -> Snapshot:
@@ -39,6 +46,8 @@ def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int])
     passed = [rollout.passed for rollout in recent if rollout.passed is not None]
     window = [rollout.tokens for rollout in scored if (rollout.scored_s or 0.0) > now_s - _RATE_WINDOW_S]
     newest = history.steps[max(history.steps)] if history.steps else None
+    times = [(step.step, step.time_s) for _, step in sorted(history.steps.items())[-_RECENT_STEPS:]]
+    steps_per_h, left_s = pace(times, now_s, steps)
     reasons = Counter(closing.reason for closing in history.closings.values())
     return Snapshot(
         time_s=now_s,
@@ -54,7 +63,25 @@ def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int])
         queues=queues(history),
         lag=lag,
         dead_letters=len(history.dead_letters),
+        steps_per_h=steps_per_h,
+        left_s=left_s,
     )
+
+
+def pace(times: Sequence[tuple[int, float]], now_s: float, steps: int) -> tuple[float | None, float | None]:
+    """Steps an hour over `times` (step, when it was done), and seconds left to `steps`; None where it cannot be told.
+
+    A step that takes longer than those before it slows the pace down while it lasts.
+    """
+    if len(times) < 2:
+        return None, None
+    (first, first_s), (last, last_s) = times[0], times[-1]
+    usual_s = (last_s - first_s) / max(1, last - first)
+    late_s = max(0.0, now_s - last_s - usual_s)
+    a_step_s = (last_s - first_s + late_s) / max(1, last - first)
+    if a_step_s <= 0:
+        return None, None
+    return 3600 / a_step_s, (steps - last) * a_step_s if steps else None
 
 
 def queues(history: History) -> dict[str, int]:
@@ -86,15 +113,22 @@ def as_line(now: Snapshot) -> str:
     if now.held_back is not None:
         parts.append(f"held back {now.held_back[1]:.2f} (after step {now.held_back[0]})")
     parts.append(f"{now.tokens_per_s:,.0f} tok/s")
+    if now.steps_per_h is not None:
+        parts.append(f"{now.steps_per_h:,.0f} steps/h")
+    if now.left_s:
+        parts.append(f"{in_words(now.left_s)} left")
     if now.staleness is not None:
         parts.append(f"staleness {now.staleness:.1f}")
     parts.append(f"groups ready {now.groups_ready}")
     parts.append("dropped " + (_counts(now.groups_dropped) or "0"))
-    parts.append("waiting " + (_counts(now.queues) or "0"))
+    if any(now.queues.values()):
+        parts.append("waiting " + _counts(now.queues))
     if any(now.lag.values()):
         parts.append("lag " + _counts(now.lag))
     if now.dead_letters:
         parts.append(f"dead letters {now.dead_letters}")
+    if now.services:
+        parts.append(now.services)
     return " | ".join(parts)
 
 

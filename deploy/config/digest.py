@@ -58,7 +58,11 @@ many steps there are to be. Whatever is not named here counts, so that a new set
 
 def trained_settings(config: RunConfig) -> dict[str, Any]:
     """`section.key` → value of every setting that a step depends on, defaults too. ConfigError: as `service`."""
-    return {key: value for key, value in flattened(config.tables()).items() if not _is_untrained(key)}
+    flat = flattened(config.tables())
+    if config.run.steps and flat["learner.schedule.kind"] != "constant":
+        # The one way in which a step depends on how many there are to be.
+        flat.setdefault("learner.schedule.decay_steps", config.run.steps)
+    return {key: value for key, value in sorted(flat.items()) if not _is_untrained(key)}
 
 
 def flattened(tables: Mapping[str, Any]) -> dict[str, Any]:

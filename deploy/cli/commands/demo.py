@@ -77,11 +77,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         )
     defaults = [f"run.steps={arguments.steps}", f"run.seed={arguments.seed}", f'broker.kind="{arguments.broker}"']
     # The rate falls over the whole run, be it long or short; its warm-up must end before that.
-    warmup = min(3, arguments.steps - 1)
-    defaults += [
-        f"learner.schedule.warmup_steps={warmup}",
-        f"learner.schedule.decay_steps={max(arguments.steps, warmup + 1)}",
-    ]
+    defaults.append(f"learner.schedule.warmup_steps={min(3, arguments.steps - 1)}")
     return load(DEMO, directory=directory, overrides=[*defaults, *arguments.set])
 
 

@@ -1,19 +1,13 @@
 """`eachprompt status`: what every service of a run does and waits for, the lag of the readers, the newest step."""
 
 import argparse
-import json
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 from typing import Any, Final
 
 from deploy.cli.main import add_config_arguments, add_json_argument
-from deploy.config.layout import process_name
 from deploy.config.run import RunConfig, load
 from schemas.services import SERVICES
 
-_ANSWER_S: Final = 3.0
 _FIGURES: Final = 7
 
 
@@ -26,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the state of the services that should be there, and of the log."""
     from deploy.cli.printing import print_json, print_table
-    from deploy.local.stalls import stalls, state_of
-    from streams.processes.child import running_pid
+    from deploy.local.stalls import stalls
+    from deploy.local.standing import answers, states_of
 
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
-    services = {name: ask(config.layout.health / f"{name}.json") for name in _expected(config)}
-    states = {name: state_of(answer, running_pid(config.layout.pid_file(name))) for name, answer in services.items()}
+    services = answers(config)
+    states = states_of(config, services)
     log = _log(config)
     ages_s: dict[str, float] = log.pop("ages_s")
     status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
@@ -54,29 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def ask(health_file: Path) -> dict[str, Any] | None:
-    """A service's own status report; None where it does not run or does not answer."""
-    try:
-        port = int(json.loads(health_file.read_text())["port"])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
-            status: dict[str, Any] = json.load(answer)
-            return status
-    except (OSError, ValueError, KeyError, urllib.error.URLError):
-        return None
-
-
 def _figures(gauges: dict[str, float]) -> str:
     """The first few gauges; --json has all."""
     shown = ", ".join(f"{name} {value:g}" for name, value in list(gauges.items())[:_FIGURES])
     return f"{shown}, … ({len(gauges)} in all)" if len(gauges) > _FIGURES else shown
-
-
-def _expected(config: RunConfig) -> list[str]:
-    counts = {service: config.replicas_of(service) for service in SERVICES}
-    expected = [process_name(name, k, count) for name, count in counts.items() for k in range(count)]
-    elastic = (service.name for service in SERVICES.values() if service.scaling == "elastic")
-    joined = {path.stem for name in elastic for path in config.layout.health.glob(f"{name}-*.json")}
-    return expected + sorted(joined - set(expected))
 
 
 def _log(config: RunConfig) -> dict[str, Any]:

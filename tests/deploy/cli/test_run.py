@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.commands.demo import DEMO
-from deploy.cli.commands.status import _expected
 from deploy.cli.main import main
 from deploy.config.run import load
+from deploy.local.standing import expected
 
 
 def refusal(capsys: pytest.CaptureFixture[str], directory: Path, *arguments: str) -> str:
@@ -29,9 +29,9 @@ def test_reward_consumers_join_with_any_ordinal_and_others_have_theirs(
 
 def test_status_asks_replicas_that_joined(tmp_path: Path) -> None:
     config = load(DEMO, directory=tmp_path)
-    expected = _expected(config)
-    assert "rewards" in expected and "rewards-5" not in expected
+    configured = expected(config)
+    assert "rewards" in configured and "rewards-5" not in configured
     config.layout.health.mkdir()
     for name in ("rewards-5", "rewards", "groups"):
         (config.layout.health / f"{name}.json").touch()
-    assert _expected(config) == [*expected, "rewards-5"]
+    assert expected(config) == [*configured, "rewards-5"]

@@ -27,7 +27,6 @@ def test_it_is_stable_and_the_same_for_what_run_toml_reads_back_as(tmp_path: Pat
     "override",
     [
         "run.id=other",
-        "run.steps=1000",
         "broker.port=9092",
         "replicas.rewards=2",
         "learner.checkpoint.every=3",
@@ -56,6 +55,12 @@ def test_where_things_are_kept_and_how_long_is_waited_is_no_part_of_it(override:
 )
 def test_what_a_step_depends_on_is(override: str) -> None:
     assert digest(override) != digest()
+
+
+def test_the_number_of_steps_counts_where_the_learning_rate_follows_it() -> None:
+    assert digest("run.steps=7") != digest("run.steps=8")
+    for fixed in ("learner.schedule.decay_steps=5", "learner.schedule.kind=constant"):
+        assert digest("run.steps=7", fixed) == digest("run.steps=8", fixed)
 
 
 def test_every_setting_that_is_left_out_exists() -> None:

@@ -123,6 +123,16 @@ def test_the_rate_warms_up_and_decays(schedule: Any, rates: dict[int, float]) ->
 
 
 @pytest.mark.parametrize(
+    ("max_steps", "rates"),
+    [(500, {2: 1.0, 40: 0.931, 251: 0.55, 499: 0.102}), (None, {2: 1.0, 10_000: 1.0}), (1, {0: 0.5}), (3, {2: 1.0})],
+)
+def test_the_rate_decays_over_the_run_where_nothing_else_is_said(max_steps: int, rates: dict[int, float]) -> None:
+    settings = learner_settings(learning_rate=1.0, warmup_steps=2, max_steps=max_steps)
+    for step, rate in rates.items():
+        assert learning_rate(step, settings) == pytest.approx(rate, abs=1e-3)
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"old_policy": "rollout"}, "has no proximal entropies"),
