@@ -1,136 +1,122 @@
-"""Which prompt kills the engine, and in what company a prompt may be tried again.
-
-A prompt is generated at once, unless the engine keeps dying: then `Suspects`, a search without I/O among those that
-were in flight when it died, says who may be tried with whom, and `Quarantine` holds the others back.
-"""
+"""The gate through which rollouts enter the engine, in the company that `Suspects` allows them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
+from producers.rollouts.engine.errors import EngineDied
+from producers.rollouts.suspects import Suspects
 from streams.errors import Poison
 
-NARROWING: Final = 16
-
-
-class Suspects:
-    """Deaths by prompt (its key), and in what company a prompt may be tried again.
-
-    One death accuses nobody. Who was in flight at two is a suspect: nothing else is generated until it was tried in a
-    cohort of a sixteenth of the company in which the engine died, then of a sixteenth of that, down to alone. The
-    cohort that survives is innocent; who kills alone is condemned. With 256 in flight that is four deaths at most for
-    one killer, and not one try for each of the 256.
-    """
-
-    def __init__(self) -> None:
-        self._deaths: dict[str, int] = {}
-        self._company: dict[str, int] = {}
-        self._condemned: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._company)
-
-    def died(self, cohort: Collection[str]) -> None:
-        """The engine died with `cohort` in flight."""
-        for key in cohort:
-            self._deaths[key] = self._deaths.get(key, 0) + 1
-            if self._deaths[key] < 2:
-                continue
-            if len(cohort) == 1:
-                self._condemned.add(key)
-                self._company.pop(key, None)
-            else:
-                self._company[key] = max(1, len(cohort) // NARROWING)
-
-    def clear(self, key: str) -> None:
-        """It was generated, or is given up: nothing is held against it any more."""
-        self._deaths.pop(key, None)
-        self._company.pop(key, None)
-        self._condemned.discard(key)
-
-    def deaths(self, key: str) -> int:
-        """How often the engine died with it in flight."""
-        return self._deaths.get(key, 0)
-
-    def is_condemned(self, key: str) -> bool:
-        """Whether it has killed the engine twice, the last time alone."""
-        return key in self._condemned
-
-    def admitted(self, waiting: Sequence[str], running: Collection[str]) -> list[str]:
-        """Who of `waiting` may start now, in order."""
-        if not self._company:
-            return list(waiting)
-        suspects = [key for key in waiting if key in self._company]
-        if running or not suspects:
-            return []
-        smallest = min(self._company[key] for key in suspects)
-        return [key for key in suspects if self._company[key] == smallest][:smallest]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Attempt:
-    """One prompt's try; `lost` is the engine's incarnation that ended during it."""
+    """One rollout's try; `lost` is the engine's incarnation that ended during it, and `reason` what it ended with."""
 
     lost: int | None = None
+    reason: str = ""
 
 
 class Quarantine:
-    """Lets prompts, by key, into the engine."""
+    """Lets rollouts into an engine that computes `seats` of them at once, at most."""
 
-    def __init__(self) -> None:
-        self._suspects = Suspects()
-        self._running: set[str] = set()
-        self._waiting: dict[str, asyncio.Future[None]] = {}
+    def __init__(self, seats: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._suspects = Suspects(seats)
+        self._clock = clock
+        self._running: dict[str, str] = {}
+        self._waiting: dict[str, str] = {}
+        self._admissions: dict[str, asyncio.Future[None]] = {}
         self._counted_incarnation = -1
 
+    @property
+    def limit(self) -> int:
+        """Rollouts that may be in flight at once since the load killed the engine; 0: as many as there are."""
+        return self._suspects.limit(self._clock()) or 0
+
+    @property
+    def suspected(self) -> int:
+        """Prompts that may have killed the engine."""
+        return len(self._suspects)
+
     @asynccontextmanager
-    async def attempt(self, key: str) -> AsyncIterator[Attempt]:
-        """A try, in due company. The block sets `lost` where the engine died. Poison: it kills the engine."""
-        await self._enter(key)
+    async def attempt(self, rollout: str, prompt: str) -> AsyncIterator[Attempt]:
+        """A try, in due company. The block sets `lost` where the engine died.
+
+        Poison: the prompt kills the engine. EngineDied: the engine dies with any prompt.
+        """
+        await self._enter(rollout, prompt)
         attempt = Attempt()
         try:
             yield attempt
-        finally:
-            if attempt.lost is None:
-                self._suspects.clear(key)
-            elif attempt.lost > self._counted_incarnation:
-                self._counted_incarnation = attempt.lost
-                self._suspects.died(self._running)
-            self._running.discard(key)
-            self._admit()
-        if self._suspects.is_condemned(key):
-            deaths = self._suspects.deaths(key)
-            self._suspects.clear(key)
-            self._admit()
-            raise Poison(f"the engine died {deaths} times while this prompt was in flight, the last time with it alone")
+        except BaseException:
+            self._give_up(rollout, prompt)
+            raise
+        if attempt.lost is None:
+            self._suspects.generated(prompt, len(self._running), self._clock())
+        elif attempt.lost > self._counted_incarnation:
+            self._counted_incarnation = attempt.lost
+            logger.warning(
+                "the engine died with %d rollouts of %d prompts in flight: %s",
+                len(self._running), len(set(self._running.values())), attempt.reason,
+            )  # fmt: skip
+            self._suspects.died(self._running, self._clock())
+        del self._running[rollout]
+        if sick := self._suspects.sick:
+            tried = ", ".join(sick)
+            raise EngineDied(f"the engine dies with any prompt, tried alone were {tried}; last: {attempt.reason}")
+        self._admit()
 
     def waits(self) -> list[str]:
         """For `status`."""
-        if not self._suspects:
-            return []
-        tried = ", ".join(sorted(self._running)[:3])
-        return [
-            f"the engine died twice with {len(self._suspects)} prompts in flight: tries {tried or 'them'} apart, "
-            f"{len(self._waiting)} prompts wait meanwhile"
-        ]
+        lines = []
+        if self._suspects:
+            tried = ", ".join(sorted(self._running)[:3])
+            lines.append(
+                f"the engine died twice, {len(self._suspects)} prompts may be why: tries {tried or 'them'} apart, "
+                f"{len(self._waiting)} rollouts wait meanwhile"
+            )
+        if limit := self.limit:
+            lines.append(
+                f"the engine died of its load: at most {limit} rollouts at once, more after every minute without a "
+                f"death; {len(self._waiting)} wait"
+            )
+        return lines
 
-    async def _enter(self, key: str) -> None:
-        self._waiting[key] = admitted = asyncio.get_running_loop().create_future()
+    async def _enter(self, rollout: str, prompt: str) -> None:
+        self._waiting[rollout] = prompt
+        self._admissions[rollout] = admitted = asyncio.get_running_loop().create_future()
         self._admit()
         try:
             await admitted
-        except asyncio.CancelledError:
-            self._waiting.pop(key, None)
-            self._running.discard(key)
-            self._suspects.clear(key)
-            self._admit()
+        except BaseException:
+            self._give_up(rollout, prompt)
             raise
 
+    def _give_up(self, rollout: str, prompt: str) -> None:
+        for place in (self._waiting, self._running):
+            place.pop(rollout, None)
+        self._admissions.pop(rollout, None)
+        if prompt not in self._waiting.values() and prompt not in self._running.values():
+            self._suspects.forget(prompt, self._clock())
+        self._admit()
+
     def _admit(self) -> None:
-        for key in self._suspects.admitted(list(self._waiting), self._running):
-            self._running.add(key)
-            waiting = self._waiting.pop(key)
-            if not waiting.done():
-                waiting.set_result(None)
+        for rollout in self._suspects.admit(self._waiting, self._running, self._clock()):
+            self._running[rollout] = self._waiting.pop(rollout)
+            admitted = self._admissions.pop(rollout)
+            if not admitted.done():
+                admitted.set_result(None)
+        for rollout, prompt in self._waiting.items():
+            deaths = self._suspects.condemned(prompt)
+            admitted = self._admissions[rollout]
+            if deaths and not admitted.done():
+                what = f"the engine died {deaths} times while this prompt was in flight"
+                admitted.set_exception(Poison(f"{what}, the last time with it alone"))
+        for finding in self._suspects.findings:
+            logger.warning(finding)
+        self._suspects.findings.clear()

@@ -107,5 +107,7 @@ async def _report(service: ServiceContext, engine: SupervisedEngine, worker: Rol
         service.gauge("tokens", worker.tokens)
         service.gauge("rollouts", worker.rollouts)
         service.gauge("rollouts_in_flight", worker.in_flight)
+        service.gauge("rollouts_at_once_limit", worker.quarantine.limit)
+        service.gauge("prompts_suspected", worker.quarantine.suspected)
         service.gauge("engine_restarts", engine.incarnation)
         tokens, since = worker.tokens, now

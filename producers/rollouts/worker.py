@@ -61,7 +61,7 @@ class RolloutWorker:
         self._experts = experts_of(Path(settings.model))
         self._info = engine_info(settings)
         self._already_written = AlreadyWritten(service.run_context, service.started_s)
-        self._quarantine = Quarantine()
+        self.quarantine = Quarantine(settings.max_num_seqs)
         self._generating: dict[str, float] = {}
         self._sent_s = time.time()
         self.rollouts = 0
@@ -76,7 +76,7 @@ class RolloutWorker:
         """Generate and write every rollout of a request that is not on the log yet; returns when all are acknowledged.
 
         Rollouts that were in flight when the engine died are generated again as the next attempt, by the next engine.
-        Poison: the prompt can never be generated from, or kills the engine.
+        Poison: the prompt can never be generated from, or kills the engine. EngineDied: any prompt does.
         """
         assert isinstance(event, GroupRequested), "the stage takes requests alone"
         received_s = time.time()
@@ -90,13 +90,19 @@ class RolloutWorker:
         if 0 < len(written) < event.samples:
             logger.info("group %s: %d of %d rollouts are on the log", event.group_id, len(written), event.samples)
         job.attempts.update({index: 0 for index in range(event.samples) if index not in written})
-        while job.attempts:
-            async with self._quarantine.attempt(event.group_id) as attempt:
-                attempt.lost = await self._round(job, emit)
+        tasks = [asyncio.ensure_future(self._rollout(job, index, emit)) for index in list(job.attempts)]
+        try:
+            await asyncio.gather(*tasks)
+        except PromptRefused as error:
+            raise Poison(str(error)) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def waits(self) -> list[str]:
         """For `status`: what is in flight since when, and when something was sent last."""
-        lines = self._quarantine.waits()
+        lines = self.quarantine.waits()
         if self._generating:
             now_s = time.time()
             oldest = min(self._generating, key=self._generating.__getitem__)
@@ -105,20 +111,6 @@ class RolloutWorker:
                 f"{now_s - self._generating[oldest]:.0f} s; has not sent since {now_s - self._sent_s:.0f} s"
             )
         return lines
-
-    async def _round(self, job: _Job, emit: Emit) -> int | None:
-        """Try what is still to be written; the engine's incarnation that ended meanwhile, if one did."""
-        tasks = [asyncio.ensure_future(self._rollout(job, index, emit)) for index in list(job.attempts)]
-        try:
-            lost = [number for number in await asyncio.gather(*tasks) if number is not None]
-        except PromptRefused as error:
-            raise Poison(str(error)) from error
-        finally:
-            for task in tasks:
-                task.cancel()
-        if lost:
-            logger.warning("group %s lost %d rollouts with the engine", job.request.group_id, len(lost))
-        return max(lost, default=None)
 
     async def _job(self, request: GroupRequested, record: Record, received_s: float) -> _Job:
         if request.messages is None:
@@ -137,17 +129,22 @@ class RolloutWorker:
             sampling = msgspec.structs.replace(sampling, max_tokens=room)
         return _Job(request, record, ids, ids.tolist(), sampling, received_s, {})
 
-    async def _rollout(self, job: _Job, index: int, emit: Emit) -> int | None:
-        """Generate and write one rollout; where the engine died instead, the number of its incarnation."""
+    async def _rollout(self, job: _Job, index: int, emit: Emit) -> None:
+        """Generate and write one rollout, by as many engines as it takes."""
         name = rollout_id(job.request.group_id, index)
-        incarnation = await self._engine.available()
+        while index in job.attempts:
+            async with self.quarantine.attempt(name, job.request.group_id) as attempt:
+                incarnation = await self._engine.available()
+                try:
+                    await self._generate_and_write(job, index, name, emit)
+                except EngineDied as error:
+                    logger.debug("rollout %s attempt %d is lost: %s", name, job.attempts[index], error)
+                    job.attempts[index] += 1
+                    attempt.lost, attempt.reason = incarnation, str(error)
+
+    async def _generate_and_write(self, job: _Job, index: int, name: str, emit: Emit) -> None:
         with tracing.span(names.SAMPLE, attributes={names.ROLLOUT: name, names.GROUP: job.request.group_id}) as span:
-            try:
-                generation = await self._generate(job, index, name)
-            except EngineDied as error:
-                logger.debug("rollout %s attempt %d is lost: %s", name, job.attempts[index], error)
-                job.attempts[index] += 1
-                return incarnation
+            generation = await self._generate(job, index, name)
             span.set_attribute(names.TOKENS, len(generation.response_ids))
             span.set_attribute(names.VERSION, generation.spans[-1].version)
             await emit(Output("rollouts", await self._event(job, index, name, generation), key=job.request.group_id))
@@ -156,7 +153,6 @@ class RolloutWorker:
         self.rollouts += 1
         self.tokens += len(generation.response_ids)
         self._sent_s = time.time()
-        return None
 
     async def _event(self, job: _Job, index: int, name: str, generation: Generation) -> RolloutCompleted:
         routes = None

@@ -10,6 +10,9 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcess
 REPEATED = 5
 """A prompt that ends with its last token so many times kills the engine core."""
 
+BEARS = 6
+"""More requests in one step kill it with `LoadKiller`."""
+
 
 class PromptKiller(LogitsProcessor):  # type: ignore[misc]
     """Changes no logits."""
@@ -27,3 +30,14 @@ class PromptKiller(LogitsProcessor):  # type: ignore[misc]
         for _, _, prompt, _ in batch_update.added if batch_update else ():
             if prompt is not None and len(prompt) >= REPEATED and len(set(prompt[-REPEATED:])) == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LoadKiller(PromptKiller):
+    """Kills the engine core also where more requests are computed in one step than it bears, as a kernel short of
+    memory does.
+    """
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        super().update_state(batch_update)
+        if batch_update and batch_update.batch_size > BEARS:
+            os.kill(os.getpid(), signal.SIGKILL)

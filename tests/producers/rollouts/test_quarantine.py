@@ -1,122 +1,119 @@
-"""The search for the prompt that kills the engine, against engines of which the killers are known."""
+"""The gate before the engine: who waits, who is let in, and with what it ends."""
 
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from producers.rollouts.quarantine import NARROWING, Quarantine, Suspects
+from producers.rollouts.engine.errors import EngineDied
+from producers.rollouts.quarantine import Quarantine
 from streams.errors import Poison
 
 
-def search(count: int, killers: set[int], capacity: int) -> tuple[set[str], set[str], int]:
-    """Condemned, generated, and how many engines it took, with `capacity` prompts in flight at most."""
-    suspects = Suspects()
-    waiting = [str(number) for number in range(count)]
-    condemned: set[str] = set()
-    generated: set[str] = set()
-    deaths = 0
-    while waiting:
-        cohort = suspects.admitted(waiting[:capacity], ())
-        assert cohort, "somebody may always go on"
-        if {int(key) for key in cohort} & killers:
-            deaths += 1
-            suspects.died(cohort)
-            condemned |= (gone := {key for key in cohort if suspects.is_condemned(key)})
-        else:
-            generated |= (gone := set(cohort))
-        for key in gone:
-            suspects.clear(key)
-        waiting = [key for key in waiting if key not in gone]
-    assert not suspects
-    return condemned, generated, deaths
+class Deaths:
+    """An engine of which the test says when it dies; a rollout in flight waits for that, or is generated at once."""
 
+    def __init__(self, quarantine: Quarantine) -> None:
+        self.quarantine = quarantine
+        self.incarnation = 0
+        self.doomed: set[str] = set()
+        self.order: list[str] = []
+        self._death = asyncio.Event()
 
-@given(st.integers(1, 600), st.sets(st.integers(0, 599), max_size=4), st.integers(1, 256))
-def test_killers_and_nobody_else_are_condemned(count: int, killers: set[int], capacity: int) -> None:
-    killers = {killer for killer in killers if killer < count}
-    condemned, generated, deaths = search(count, killers, capacity)
-    assert {int(key) for key in condemned} == killers
-    assert len(generated) == count - len(killers)
-    assert deaths <= 5 * len(killers)
-
-
-def test_one_of_256_is_found_after_four_deaths() -> None:
-    assert search(256, {77}, 256)[2] == 4
-    assert search(1, {0}, 256)[2] == 2
-
-
-def test_two_deaths_for_another_reason_condemn_nobody() -> None:
-    suspects = Suspects()
-    everyone = [str(number) for number in range(40)]
-    suspects.died(everyone)
-    assert suspects.admitted(everyone, ()) == everyone
-    suspects.died(everyone)
-    tried = []
-    while waiting := [key for key in everyone if key not in tried]:
-        cohort = suspects.admitted(waiting, ())
-        assert suspects.admitted(waiting, cohort) in ([], waiting) and len(cohort) in (40 // NARROWING, 40)
-        for key in cohort:
-            suspects.clear(key)
-        tried += cohort
-    assert tried == everyone
-
-
-async def test_a_turn_waits_while_suspects_are_tried() -> None:
-    turns = Quarantine()
-    order: list[str] = []
-    dies = {0: {"a", "b"}, 1: {"a", "b"}, 2: {"a"}}
-    life = 0
-    death = asyncio.Event()
-
-    async def generate(key: str) -> None:
-        nonlocal life
+    async def generate(self, rollout: str) -> None:
         while True:
-            async with turns.attempt(key) as turn:
-                order.append(key)
-                if key not in dies.get(life, set()):
+            async with self.quarantine.attempt(rollout, rollout.split(".")[0]) as attempt:
+                self.order.append(rollout)
+                if rollout not in self.doomed:
                     return
-                turn.lost = life
-                await death.wait()
+                attempt.lost, attempt.reason = self.incarnation, "ended with signal 9"
+                await self._death.wait()
 
+    async def die(self, *doomed_next: str) -> None:
+        """It dies; of `doomed_next` it will die again."""
+        await settle()
+        self.doomed = set(doomed_next)
+        death, self._death = self._death, asyncio.Event()
+        self.incarnation += 1
+        death.set()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def quarantine() -> Quarantine:
+    return Quarantine(64)
+
+
+async def test_others_wait_while_suspects_are_tried_and_bear_witness(quarantine: Quarantine) -> None:
+    engine = Deaths(quarantine)
+    engine.doomed = {"a.0", "b.0"}
     async with asyncio.timeout(10):
-        tasks = [asyncio.create_task(generate(key)) for key in ("a", "b")]
-        for ended in range(3):
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            if ended == 2:
-                assert turns.waits()[0].startswith("the engine died twice with 2 prompts in flight: tries a apart")
-                tasks.append(asyncio.create_task(generate("c")))
-                await asyncio.sleep(0)
-                assert order == ["a", "b", "a", "b", "a"]
-            life = ended + 1
-            death.set()
-            death = asyncio.Event()
+        tasks = [asyncio.create_task(engine.generate(rollout)) for rollout in ("a.0", "b.0")]
+        await engine.die("a.0", "b.0")
+        await engine.die("a.0", "b.0")
+        assert quarantine.waits()[0].startswith("the engine died twice, 2 prompts may be why: tries a.0 apart, 1")
+        assert quarantine.suspected == 2 and quarantine.limit == 0
+        tasks.append(asyncio.create_task(engine.generate("c.0")))
+        await settle()
+        assert engine.order == ["a.0", "b.0", "a.0", "b.0", "a.0"]
+        await engine.die()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], Poison) and "died 3 times while this prompt was in flight" in str(results[0])
-    assert results[1:] == [None, None] and order[5:] == ["b", "c"] and turns.waits() == []
+    assert results[1:] == [None, None] and engine.order[5] == "c.0" and quarantine.waits() == []
 
 
-async def test_a_cancelled_suspect_holds_up_nobody() -> None:
-    turns = Quarantine()
-    started = asyncio.Event()
-
-    async def die(key: str) -> None:
-        for life in (0, 1):
-            async with turns.attempt(key) as turn:
-                turn.lost = life
-                await asyncio.sleep(0)
-        async with turns.attempt(key):
-            started.set()
-            await asyncio.Event().wait()
-
+async def test_where_all_are_generated_apart_it_is_the_load(
+    quarantine: Quarantine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Deaths(quarantine)
+    rollouts = {f"{prompt}.0" for prompt in "abcdefgh"}
+    engine.doomed = rollouts
     async with asyncio.timeout(10):
-        suspects = [asyncio.create_task(die(key)) for key in ("a", "b")]
-        await started.wait()
+        tasks = [asyncio.create_task(engine.generate(rollout)) for rollout in sorted(rollouts)]
+        await engine.die(*rollouts)
+        await engine.die()
+        await asyncio.gather(*tasks)
+    assert quarantine.limit == 4 and not quarantine.suspected
+    assert quarantine.waits() == [
+        "the engine died of its load: at most 4 rollouts at once, more after every minute without a death; 0 wait"
+    ]
+    assert "each prompt that was in flight was generated apart: 4 rollouts at once" in caplog.text
+
+
+async def test_an_engine_that_dies_with_any_prompt_alone_is_at_fault(quarantine: Quarantine) -> None:
+    engine = Deaths(quarantine)
+    rollouts = ["a.0", "a.1", "b.0", "c.0", "d.0"]
+    engine.doomed = set(rollouts)
+    tasks = []
+    async with asyncio.timeout(10):
+        tasks = [asyncio.create_task(engine.generate(rollout)) for rollout in rollouts]
+        for _ in range(5):
+            await engine.die(*rollouts)
+        ended = [task for task in tasks if task.done()]
+        assert len(ended) == 1
+        with pytest.raises(EngineDied, match=r"with any prompt, tried alone were a, b, c; last: ended with signal 9"):
+            await ended[0]
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not any(isinstance(result, Poison) for result in results)
+
+
+async def test_a_cancelled_suspect_holds_up_nobody(quarantine: Quarantine) -> None:
+    engine = Deaths(quarantine)
+    engine.doomed = {"a.0", "b.0"}
+    async with asyncio.timeout(10):
+        suspects = [asyncio.create_task(engine.generate(rollout)) for rollout in ("a.0", "b.0")]
+        await engine.die("a.0", "b.0")
+        await engine.die("a.0", "b.0")
+        assert quarantine.suspected == 2
         for suspect in suspects:
             suspect.cancel()
         with pytest.raises(asyncio.CancelledError):
             await suspects[0]
-        async with turns.attempt("c"):
-            pass
+        await engine.generate("c.0")
+    assert not quarantine.suspected
