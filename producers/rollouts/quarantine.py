@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ class Attempt:
 
 
 class Quarantine:
-    """Lets rollouts into an engine that computes `seats` of them at once, at most."""
+    """Lets rollouts into an engine that computes `seats` of them at once, at most.
 
-    def __init__(self, seats: int, clock: Callable[[], float] = time.monotonic) -> None:
+    `clock` gives seconds during which there was an engine: one that takes minutes to start has not lived through them.
+    """
+
+    def __init__(self, seats: int, clock: Callable[[], float]) -> None:
         self._suspects = Suspects(seats)
         self._clock = clock
         self._running: dict[str, str] = {}

@@ -61,7 +61,7 @@ class RolloutWorker:
         self._experts = experts_of(Path(settings.model))
         self._info = engine_info(settings)
         self._already_written = AlreadyWritten(service.run_context, service.started_s)
-        self.quarantine = Quarantine(settings.max_num_seqs)
+        self.quarantine = Quarantine(settings.max_num_seqs, engine.up_s)
         self._generating: dict[str, float] = {}
         self._sent_s = time.time()
         self.rollouts = 0
@@ -140,7 +140,7 @@ class RolloutWorker:
                 except EngineDied as error:
                     logger.debug("rollout %s attempt %d is lost: %s", name, job.attempts[index], error)
                     job.attempts[index] += 1
-                    attempt.lost, attempt.reason = incarnation, str(error)
+                    attempt.lost, attempt.reason = incarnation, f"it {self._engine.last_failure}"
 
     async def _generate_and_write(self, job: _Job, index: int, name: str, emit: Emit) -> None:
         with tracing.span(names.SAMPLE, attributes={names.ROLLOUT: name, names.GROUP: job.request.group_id}) as span:

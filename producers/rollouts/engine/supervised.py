@@ -44,12 +44,15 @@ class SupervisedEngine:
 
     def __init__(self, settings: EngineSettings, policy: EngineRestarts | None = None) -> None:
         self.incarnation = 0
+        self.last_failure: str | None = None
         self.prepare: Callable[[], Awaitable[None]] | None = None
         self._settings = settings
         self._policy = policy or EngineRestarts()
         self._engine = RolloutEngine(settings)
         self._up = asyncio.Event()
         self._down_since = 0.0
+        self._up_since: float | None = None
+        self._was_up_s = 0.0
         self._restarting = False
         self._completed = 0
         self._barren = 0
@@ -59,10 +62,14 @@ class SupervisedEngine:
         """The weights that compute the next token."""
         return self._engine.version
 
+    def up_s(self) -> float:
+        """For how many seconds there has been an engine, all incarnations together."""
+        return self._was_up_s + (0.0 if self._up_since is None else time.monotonic() - self._up_since)
+
     async def start(self) -> None:
         """The first start. EngineStartError: it did not come up, and is not tried again here."""
         await self._engine.start()
-        self._up.set()
+        self._set_up()
 
     async def available(self) -> int:
         """Wait until there is an engine; the number of its incarnation. It has no deadline: `run` raises instead."""
@@ -78,8 +85,9 @@ class SupervisedEngine:
         try:
             generation = await engine.generate(prompt_ids, sampling, request_id, seed=seed)
         except EngineDied as error:
-            if engine is self._engine:
-                self._up.clear()
+            if engine is self._engine and self._up.is_set():
+                self._set_down()
+                self.last_failure = engine.liveness.failure
             engine.liveness.fail(str(error))
             raise
         self._completed += 1
@@ -97,13 +105,14 @@ class SupervisedEngine:
         """Watch the engine and start it again, until cancelled. EngineDied: it keeps dying."""
         while True:
             await self._until_dead()
-            self._up.clear()
+            self._set_down()
+            self.last_failure = self._engine.liveness.failure
             self._restarting, self._down_since = True, time.monotonic()
             while not await self._started_again():
                 pass
             logger.info("engine up again after %.1f s, weights %d", time.monotonic() - self._down_since, self.version)
             self._restarting = False
-            self._up.set()
+            self._set_up()
 
     async def stop(self) -> None:
         """End every process of the engine. EngineError: one outlived SIGKILL."""
@@ -115,6 +124,14 @@ class SupervisedEngine:
             return []
         down_s = time.monotonic() - self._down_since
         return [f"waits for the engine, which {self._engine.liveness.failure}, to be up again since {down_s:.0f} s"]
+
+    def _set_up(self) -> None:
+        self._up_since = time.monotonic()
+        self._up.set()
+
+    def _set_down(self) -> None:
+        self._was_up_s, self._up_since = self.up_s(), None
+        self._up.clear()
 
     async def _until_dead(self) -> None:
         while True:

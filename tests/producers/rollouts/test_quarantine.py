@@ -45,7 +45,7 @@ async def settle() -> None:
 
 @pytest.fixture
 def quarantine() -> Quarantine:
-    return Quarantine(64)
+    return Quarantine(64, lambda: 0.0)
 
 
 async def test_others_wait_while_suspects_are_tried_and_bear_witness(quarantine: Quarantine) -> None:
