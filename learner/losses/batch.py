@@ -11,7 +11,8 @@ _PER_TOKEN = ("logp", "logp_old", "advantage", "entropy_old", "logp_rollout", "l
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """The response tokens of some whole sequences, flattened; prompt and padding tokens are left out.
+    """The sampled tokens of some whole sequences, flattened; prompt and padding tokens, and what a tool or an
+    environment gave to a response, are left out.
 
     A sequence must not be cut between two batches (ESPO, GSPO and GMPO need all of its tokens); which sequences share a
     batch, and in which order, changes nothing.

@@ -37,7 +37,7 @@ class ModelShape:
 class Policy(nn.Module):
     """Root module of the sharded model. It applies the head itself: here FSDP holds the head's weight gathered.
 
-    `forward(row)` → (logp `[R]`, entropy `[R]`), float32 and differentiable, of the row's response tokens.
+    `forward(row)` → (logp `[R]`, entropy `[R]`), float32 and differentiable, of the row's sampled tokens.
     """
 
     def __init__(self, model: nn.Module, chunk_tokens: int) -> None:

@@ -24,7 +24,7 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """What the updates on one micro-batch are compared with; R is its number of response tokens, T of all tokens.
+    """What the updates on one micro-batch are compared with; R is its number of sampled tokens, T of all tokens.
 
     Attributes:
         row: the micro-batch.

@@ -19,6 +19,9 @@ SEQUENCES = 12
 LAYERS, TOP_K, EXPERTS = 2, 2, 4
 STEPS = 4
 
+GIVEN = {4: (1, 2, 5), 5: (0, 3)}
+"""Response tokens of a sequence, by its index, that were not sampled."""
+
 
 def trainer_of(ranks: RankGroup, directory: Path, **changes: Any) -> Trainer:
     """A trainer on the test's model, in the state it starts from."""
@@ -38,7 +41,10 @@ def trainer_of(ranks: RankGroup, directory: Path, **changes: Any) -> Trainer:
 
 
 def sequences(seed: int) -> list[Rollout]:
-    """The same sequences on every rank; every third has no routes, and some tokens of the others have none."""
+    """The same sequences on every rank; every third has no routes, and some tokens of the others have none.
+
+    Of two of them not every response token was sampled.
+    """
     generator = torch.Generator().manual_seed(seed)
     rollouts = []
     for index in range(SEQUENCES):
@@ -47,19 +53,29 @@ def sequences(seed: int) -> list[Rollout]:
         tokens = torch.randint(3, 32, (length,), generator=generator)
         routes = torch.rand(length, LAYERS, EXPERTS, generator=generator).topk(TOP_K).indices.to(torch.int16)
         routes[-1] = -1
+        logp_rollout = -3.4 + 0.1 * torch.randn(response, generator=generator)
+        sampled = torch.tensor([token not in GIVEN.get(index, ()) for token in range(response)])
         rollouts.append(
             Rollout(
                 rollout_id=f"r{index}",
                 tokens=tokens,
                 prompt_tokens=prompt,
-                logp_rollout=-3.4 + 0.1 * torch.randn(response, generator=generator),
+                logp_rollout=torch.where(sampled, logp_rollout, 0.0),
                 routes=None if index % 3 == 0 else routes,
                 advantage=float(torch.randn((), generator=generator)),
                 reward=float(index % 2),
                 staleness=index % 2,
+                sampled=sampled if index in GIVEN else None,
             )
         )
     return rollouts
+
+
+def sampled_of(rollout: Rollout) -> torch.Tensor:
+    """Which response tokens were sampled, bool."""
+    if rollout.sampled is None:
+        return torch.ones(len(rollout.tokens) - rollout.prompt_tokens, dtype=torch.bool)
+    return rollout.sampled
 
 
 def share(ranks: RankGroup, seed: int) -> list[list[Rollout]]:

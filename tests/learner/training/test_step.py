@@ -48,7 +48,7 @@ def test_the_gradient_is_that_of_one_sequence_at_a_time_without_sharding(
     for rollout in drawn:
         logits = model(rollout.tokens.unsqueeze(0), use_cache=False).logits[0].log_softmax(-1)
         positions = torch.arange(rollout.prompt_tokens - 1, len(rollout.tokens) - 1)
-        logp = logits[positions, rollout.tokens[rollout.prompt_tokens :]]
+        logp = logits[positions, rollout.tokens[rollout.prompt_tokens :]][rank_trainer.sampled_of(rollout)]
         (-rollout.advantage * logp.mean() / len(drawn)).backward()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
     for results in two_ranks:

@@ -28,10 +28,12 @@ def plain(directory: Path, weights: Path | None = None) -> Any:
 
 
 def response(model: Any, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """log-probs and entropies of the response's tokens."""
+    """log-probs and entropies of the response's sampled tokens."""
     logp = model(rollout.tokens.unsqueeze(0), use_cache=False).logits[0].log_softmax(-1)
-    logp = logp[rollout.prompt_tokens - 1 : -1]
-    return logp.gather(1, rollout.tokens[rollout.prompt_tokens :, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+    sampled = rank_trainer.sampled_of(rollout)
+    logp = logp[rollout.prompt_tokens - 1 : -1][sampled]
+    targets = rollout.tokens[rollout.prompt_tokens :][sampled]
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
 
 
 def test_kl_to_the_model_the_run_began_with(learner_directory: Path, two_ranks: list[dict[str, Any]]) -> None:
@@ -73,7 +75,8 @@ def test_unanimous_groups_are_trained_on_by_entropy(
             advantage = 0.3 * entropy
         elif rollout.unanimous == "wrong":
             advantage = -0.3 * (entropy.max() - entropy)
-        ratio = torch.exp(logp - (logp.detach() if old == "proximal" else rollout.logp_rollout))
+        recorded = rollout.logp_rollout[rank_trainer.sampled_of(rollout)]
+        ratio = torch.exp(logp - (logp.detach() if old == "proximal" else recorded))
         gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
         torch.autograd.backward(-gain.mean() / len(drawn))
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
