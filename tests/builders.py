@@ -6,27 +6,32 @@ Each builder's defaults are those of an ordinary event of group `p.0`; a test gi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from schemas import (
     BatchPlanned,
+    Disposition,
     EngineInfo,
     GroupDropped,
     GroupReady,
     GroupRequested,
     Member,
     NDArray,
+    PlannedSequence,
     Ref,
     RolloutCompleted,
+    RolloutDisposed,
     RolloutScored,
     RolloutTimings,
     Sampling,
     StepCompleted,
+    WeightFile,
     WeightSpan,
     WeightsPublished,
 )
@@ -35,6 +40,8 @@ from streams.context import RunContext
 from streams.log.clients import Log
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
+
+_FIRST = Ref("rollouts", 0, 0)
 
 
 def group_requested(group_id: str = "p.0", **fields: Any) -> GroupRequested:
@@ -51,8 +58,8 @@ def rollout_completed(
     group_id: str = "p.0",
     index: int = 0,
     *,
-    prompt: Sequence[int] = (1,),
-    response: Sequence[int] = (2, 3),
+    prompt: ArrayLike = (1,),
+    response: ArrayLike = (2, 3),
     **fields: Any,
 ) -> RolloutCompleted:
     """A rollout of those token ids, every one with log-probability -0.5 under weights 0; without routes."""
@@ -62,7 +69,7 @@ def rollout_completed(
         "verifier": "exact_match", "reference": "4", "deadline_s": 4e9,
         "prompt_ids": NDArray.of(np.array(prompt, dtype="u4")),
         "response_ids": NDArray.of(np.array(response, dtype="u4")),
-        "logprobs": NDArray.of(np.full(len(response), -0.5, dtype="f4")), "spans": (WeightSpan(0, 0),),
+        "logprobs": NDArray.of(np.full(np.size(response), -0.5, dtype="f4")), "spans": (WeightSpan(0, 0),),
         "sampling": Sampling(max_tokens=8), "finish_reason": "stop",
         "engine": EngineInfo(name="e", version="0", model="m"),
         "timings": RolloutTimings(received_s=1.0, started_s=1.0, first_token_s=1.0, finished_s=1.0),
@@ -103,6 +110,24 @@ def group_dropped(group_id: str = "p.0", *members: Member, **fields: Any) -> Gro
     return GroupDropped(group_id=group_id, members=members, **(defaults | fields))
 
 
+def rollout_disposed(
+    rollout_id: str = "p.0.0", rollout: Ref = _FIRST, disposition: Disposition = "expired", time_s: float = 0.0
+) -> RolloutDisposed:
+    """The end of one rollout, whose group its id names."""
+    return RolloutDisposed(
+        rollout_id=rollout_id, group_id=rollout_id.rpartition(".")[0], rollout=rollout, disposition=disposition,
+        time_s=time_s,
+    )  # fmt: skip
+
+
+def planned_sequence(rollout_id: str = "p.0.0", rollout: Ref = _FIRST, **fields: Any) -> PlannedSequence:
+    """A sequence of four prompt and two response tokens under weights 0, to be made likelier."""
+    defaults: dict[str, Any] = {
+        "advantage": 1.0, "reward": 1.0, "prompt_tokens": 4, "response_tokens": 2, "oldest_version": 0,
+    }  # fmt: skip
+    return PlannedSequence(rollout_id=rollout_id, rollout=rollout, **(defaults | fields))
+
+
 def batch_planned(batch: int, **fields: Any) -> BatchPlanned:
     """A batch of no sequences."""
     defaults: dict[str, Any] = {"groups": (), "sequences": (), "ranks": (), "token_budget": 1, "time_s": 0.0}
@@ -123,6 +148,13 @@ def weights_published(version: int, **fields: Any) -> WeightsPublished:
         "kind": "full", "precision": "bf16", "files": (), "tensors": 0, "parent_step": version, "time_s": 0.0,
     }  # fmt: skip
     return WeightsPublished(version=version, **(defaults | fields))
+
+
+def publication_of(made: Any, blobs: BlobStore) -> WeightsPublished:
+    """The event of a version that `learner.weights.wire` has written; its files are uploaded."""
+    files = tuple(WeightFile(name=p.name, blob=blobs.put_file(f"v{made.version}/{p.name}", p)) for p in made.paths)
+    said = {name: getattr(made, name) for name in ("kind", "tensors", "digest", "base_version", "base_digest")}
+    return weights_published(made.version, files=files, **said)
 
 
 def record_at(topic: str, offset: int = 0, value: bytes = b"", time_s: float = 0.0) -> Record:

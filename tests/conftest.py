@@ -27,13 +27,14 @@ settings.register_profile("explore", _UNTIMED)
 settings.load_profile("same everywhere")
 
 
-GROUPS = {"tests/learner": "learner", "tests/producers/rollouts": "engine", "tests/e2e": "engine"}
+GROUPS = {"tests/e2e": "engine", "tests/producers/rollouts": "engine", "tests/learner": "learner"}
 """Folders whose tests run in one process where several run side by side: they share ranks, or start engines, and two
-engines at a time take more memory than a small machine has. Of the others the modules are kept together."""
+engines at a time take more memory than a small machine has. Of the others the modules are kept together. The group
+that takes longest stands first."""
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Deals tests out by group, the largest first.
+    """Deals tests out by group: those of `GROUPS` in their order, and then the modules as they are collected.
 
     xdist's own `--dist loadgroup` writes the group into `_nodeid`, which pytest 9.2 no longer reads: every test went
     its own way, and two processes each started the engine that a module shares.
@@ -46,8 +47,20 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
-    """For `pytest -n 2`, whatever `--dist` says."""
+    """For `pytest -n 2`, whatever `--dist` says.
+
+    By the number of their tests, xdist's default, the modules of one test that takes a minute came last of all, when
+    the other process had nothing left to do.
+    """
+    config.option.loadscopereorder = False
     return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, the longest groups begin first. In one process, tests run in the order of their files."""
+    if hasattr(config, "workerinput"):
+        folders = [f"{folder}/" for folder in GROUPS]
+        items.sort(key=lambda item: next((k for k, f in enumerate(folders) if item.nodeid.startswith(f)), len(folders)))
 
 
 @pytest.fixture

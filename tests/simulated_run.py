@@ -4,33 +4,32 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from schemas import (
-    BatchPlanned,
-    EngineInfo,
     Event,
-    GroupDropped,
     GroupEvaluated,
     GroupReady,
-    GroupRequested,
     Member,
-    NDArray,
-    PlannedSequence,
     Purpose,
     Ref,
-    RolloutCompleted,
     RolloutScored,
     RolloutTimings,
-    Sampling,
-    StepCompleted,
     WeightsApplied,
     WeightSpan,
-    WeightsPublished,
     decode,
     encode,
 )
 from schemas.digests import sequence_digest, step_digest
+from tests.builders import (
+    batch_planned,
+    group_dropped,
+    group_ready,
+    group_requested,
+    planned_sequence,
+    rollout_completed,
+    rollout_scored,
+    step_completed,
+    weights_published,
+)
 
 PARTITIONS = 2
 START_S = 1_700_000_000.0
@@ -86,14 +85,12 @@ def _generate(
 ) -> _Group:
     partition = rng.randrange(PARTITIONS)
     purpose: Purpose = "train" if evaluation is None else "evaluate"
-    sampling = Sampling(max_tokens=64)
     asked_s = run.now_s
     request = run.write(
         "prompts",
-        GroupRequested(
-            group_id=name, prompt_id=name.split(".")[0], visit=0, sequence=0, task="sums", samples=samples,
-            sampling=sampling, verifier="exact_match", reference="3", time_s=asked_s, deadline_s=asked_s + 60,
-            prompt="1+2=", purpose=purpose, evaluation=evaluation, version=version,
+        group_requested(
+            name, samples=samples, time_s=asked_s, deadline_s=asked_s + 60, purpose=purpose, evaluation=evaluation,
+            version=version,
         ),
         partition,
     )  # fmt: skip
@@ -103,13 +100,9 @@ def _generate(
         tokens = rng.randint(4, 40)
         rollout = run.write(
             "rollouts",
-            RolloutCompleted(
-                rollout_id=f"{name}.{index}", group_id=name, prompt_id=name.split(".")[0], index=index, attempt=0,
-                producer_id="producer-0", request=request, task="sums", samples=samples, verifier="exact_match",
-                reference="3", deadline_s=asked_s + 60, prompt_ids=NDArray.of(np.arange(4, dtype="u4")),
-                response_ids=NDArray.of(np.arange(tokens, dtype="u4")),
-                logprobs=NDArray.of(np.full(tokens, -0.5, dtype="f4")), spans=(WeightSpan(0, version),),
-                sampling=sampling, finish_reason="stop", engine=EngineInfo(name="vllm", version="0", model="tiny"),
+            rollout_completed(
+                name, index, prompt=range(4), response=range(tokens), request=request, samples=samples,
+                deadline_s=asked_s + 60, spans=(WeightSpan(0, version),),
                 timings=RolloutTimings(
                     received_s=asked_s + 0.01, started_s=asked_s + 0.02, first_token_s=asked_s + 0.03,
                     finished_s=run.now_s,
@@ -119,10 +112,9 @@ def _generate(
             partition,
         )  # fmt: skip
         passed = float(rng.random() < skill)
-        score = RolloutScored(
-            rollout_id=f"{name}.{index}", group_id=name, prompt_id=name.split(".")[0], index=index, attempt=0,
-            rollout=rollout, task="sums", samples=samples, deadline_s=asked_s + 60, valid=True, reward=passed,
-            passed=passed, time_s=run.now_s + 0.005, prompt_tokens=4, response_tokens=tokens, oldest_version=version,
+        score = rollout_scored(
+            name, index, rollout=rollout, samples=samples, deadline_s=asked_s + 60, reward=passed, passed=passed,
+            time_s=run.now_s + 0.005, prompt_tokens=4, response_tokens=tokens, oldest_version=version,
             newest_version=version, purpose=purpose, evaluation=evaluation, requested_s=asked_s,
         )  # fmt: skip
         run.write("scores", score, partition)
@@ -155,32 +147,31 @@ def _close(run: SyntheticRun, group: _Group) -> GroupReady | None:
     rewards = {score.reward for score in group.scored}
     mean = sum(score.reward for score in group.scored) / len(group.scored)
     if len(rewards) == 1:
-        dropped = GroupDropped(
-            group_id=group.name, prompt_id="p", task="sums", reason="zero_variance", members=_members(group),
-            time_s=run.now_s, reward_mean=mean,
-        )  # fmt: skip
+        dropped = group_dropped(group.name, *_members(group), prompt_id="p", time_s=run.now_s, reward_mean=mean)
         run.write("groups", dropped, group.partition)
         return None
-    ready = GroupReady(
-        group_id=group.name, prompt_id="p", task="sums", members=_members(group), reward_mean=mean, reward_std=0.5,
-        time_s=run.now_s, deadline_s=run.now_s + 60,
-    )  # fmt: skip
+    ready = group_ready(
+        group.name, *_members(group), prompt_id="p", reward_mean=mean, time_s=run.now_s, deadline_s=run.now_s + 60
+    )
     run.write("groups", ready, group.partition)
     return ready
 
 
 def _train(run: SyntheticRun, batch: int, ready: list[GroupReady], rng: random.Random) -> None:
     sequences = tuple(
-        PlannedSequence(
-            rollout_id=member.rollout_id, rollout=member.rollout, advantage=1.0, reward=member.reward, prompt_tokens=4,
-            response_tokens=member.response_tokens, oldest_version=member.oldest_version,
+        planned_sequence(
+            member.rollout_id,
+            member.rollout,
+            reward=member.reward,
+            response_tokens=member.response_tokens,
+            oldest_version=member.oldest_version,
         )
         for group in ready
         for member in group.members
-    )  # fmt: skip
+    )
     run.now_s += 0.05
-    planned = BatchPlanned(
-        batch=batch, groups=tuple(group.group_id for group in ready), sequences=sequences,
+    planned = batch_planned(
+        batch, groups=tuple(group.group_id for group in ready), sequences=sequences,
         ranks=((tuple(range(len(sequences))),),), token_budget=4096, time_s=run.now_s,
     )  # fmt: skip
     ref = run.write("batches", planned)
@@ -195,22 +186,13 @@ def _train(run: SyntheticRun, batch: int, ready: list[GroupReady], rng: random.R
     tokens = sum(sequence.response_tokens for sequence in sequences)
     bodies = dict(run.records)
     digests = [sequence_digest(each, decode(bodies[each.rollout])) for each in sequences]  # type: ignore[arg-type]
-    step = StepCompleted(
-        step=batch + 1, batch=batch, batch_ref=ref, version=batch + 1, metrics=metrics, time_s=run.now_s, tokens=tokens,
+    step = step_completed(
+        batch + 1, batch=batch, batch_ref=ref, version=batch + 1, metrics=metrics, time_s=run.now_s, tokens=tokens,
         sequences=len(sequences), wall_s=0.4, waited_s=0.1, trained_digest=step_digest(digests),
         config_digest="sha256:00",
     )  # fmt: skip
     run.write("steps", step)
-    weights = WeightsPublished(
-        version=batch + 1,
-        kind="full",
-        precision="bf16",
-        files=(),
-        tensors=1,
-        parent_step=batch + 1,
-        time_s=run.now_s + 0.02,
-    )
-    run.write("weights", weights)
+    run.write("weights", weights_published(batch + 1, tensors=1, time_s=run.now_s + 0.02))
     applied = WeightsApplied(
         producer_id="producer-0", version=batch + 1, time_s=run.now_s + 0.05, published_s=run.now_s + 0.02, pause_s=0.01
     )

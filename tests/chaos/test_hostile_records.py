@@ -13,7 +13,6 @@ import pytest
 
 from schemas import (
     MAX_EVENT_BYTES,
-    PlannedSequence,
     Ref,
 )
 from streams.blobs.store import BlobStore
@@ -21,7 +20,7 @@ from streams.broker import Broker
 from streams.log.clients import Log, Writer
 from streams.record import Output
 from streams.runtime.service_context import ServiceContext
-from tests.builders import batch_planned, context_of
+from tests.builders import batch_planned, context_of, planned_sequence
 from tests.chaos.honest import EXPERTS, LAYERS, TOP_K
 from tests.chaos.hostile import Hostile, hostile
 from tests.chaos.hostile_run import MISSING, Expected, Watcher, bombard, check, honest_records, on_topic, write_hostile
@@ -114,13 +113,7 @@ async def write_plans(log: Log, rollouts: dict[Ref, str], size: int = 64) -> int
     async with Writer(log) as writer:
         chunks = [list(rollouts.items())[first : first + size] for first in range(0, len(rollouts), size)]
         for number, chunk in enumerate(chunks):
-            sequences = tuple(
-                PlannedSequence(
-                    rollout_id=name, rollout=ref, advantage=1.0, reward=1.0, prompt_tokens=4, response_tokens=2,
-                    oldest_version=0,
-                )
-                for ref, name in chunk
-            )  # fmt: skip
+            sequences = tuple(planned_sequence(name, ref) for ref, name in chunk)
             plan = batch_planned(
                 number, sequences=sequences, ranks=((tuple(range(len(chunk))),),), token_budget=4096, time_s=2.0
             )

@@ -30,7 +30,7 @@ from streams.record import Output, Record
 from streams.stages.follower import follow
 from streams.stages.processor import ProcessorSpec, ProcessResult
 from streams.stages.runner import run_processor
-from tests.builders import rollout_scored, service_of
+from tests.builders import rollout_disposed, rollout_scored, service_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka]
 
@@ -86,13 +86,7 @@ class Dispose:
 
     def on_event(self, event: Event, record: Record, now_s: float) -> ProcessResult:
         assert isinstance(event, RolloutScored)
-        end = RolloutDisposed(
-            rollout_id=event.rollout_id,
-            group_id=event.group_id,
-            rollout=record.ref,
-            disposition="expired",
-            time_s=now_s,
-        )
+        end = rollout_disposed(event.rollout_id, record.ref, time_s=now_s)
         return ProcessResult((Output("groups", end, key=event.group_id),), (record.ref,))
 
     def on_side_input(self, event: Event, record: Record, now_s: float) -> ProcessResult:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from schemas import NDArray, RolloutCompleted, Sampling, WeightSpan
+from schemas import RolloutCompleted, Sampling, WeightSpan
 from tests.builders import rollout_completed
 
 ALPHABET = "0123456789+=,abcdefghijklmnopqrstuvwxyz "
@@ -42,21 +41,16 @@ def make_rollout() -> MakeRollout:
     def make(text: str, *, group_id: str = "p.0", index: int = 0, attempt: int = 0, **fields: Any) -> RolloutCompleted:
         response = ids_of(text, eos=fields.get("finish_reason", "stop") == "stop")
         defaults: dict[str, Any] = {
-            "samples": 4,
-            "verifier": "exact_match",
             "reference": {"answer": "4", "after": "="},
-            "deadline_s": 4e9,
             "spans": (WeightSpan(0, 3), WeightSpan(2, 4)),
             "sampling": Sampling(max_tokens=20),
-            "finish_reason": "stop",
-            "logprobs": NDArray.of(np.full(len(response), -0.5, dtype=np.float32)),
         }
         return rollout_completed(
             group_id,
             index,
             attempt=attempt,
-            prompt_ids=NDArray.of(np.array(ids_of("3+1=", eos=False), dtype=np.uint32)),
-            response_ids=NDArray.of(np.array(response, dtype=np.uint32)),
+            prompt=ids_of("3+1=", eos=False),
+            response=response,
             requested_s=fields.pop("requested_s", time.time()),
             **defaults | fields,
         )

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
 import pytest
 from kafka import KafkaAdminClient
@@ -36,12 +35,12 @@ from schemas import (
 from schemas.events import EventBase
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
-from streams.log.admin import Admin, TopicSpec
-from streams.log.clients import Log, LogSettings, Writer
+from streams.log.clients import Log, Writer
 from streams.log.reader import Reader
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
 from tests.builders import context_of, group_requested, step_completed
+from tests.run_logs import new_run
 
 E = TypeVar("E", bound=EventBase)
 
@@ -53,10 +52,7 @@ BATCHES = BatchSettings(groups_per_batch=2, ranks=2, token_budget=64, lookahead=
 
 @pytest.fixture
 def log(broker: Broker) -> Log:
-    run = f"c{uuid4().hex[:8]}"
-    with Admin(broker.bootstrap) as admin:
-        admin.create_topics([TopicSpec(t.on(run), PARTITIONS if t.sharded else 1) for t in TOPICS.values()])
-    return Log(LogSettings(broker.bootstrap, run, PARTITIONS), "test")
+    return new_run(broker, PARTITIONS)
 
 
 @asynccontextmanager

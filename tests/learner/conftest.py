@@ -1,5 +1,6 @@
 """A tiny model on disk, and what real process groups of one and two ranks make of it."""
 
+import asyncio
 import json
 import os
 import select
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from streams.broker import Broker
-from streams.context import RunContext
 from streams.processes.amx import apply_environment
+from tests.builders import context_of
+from tests.run_logs import new_run
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -224,12 +225,9 @@ def two_ranks_after_others(
 @pytest.fixture
 async def run(zygote: Zygote, log_broker: Broker, learner_directory: Path, tmp_path: Path) -> Any:
     """A fresh run of the learner service, two ranks."""
-    from tests.learner.service_run import PARTITIONS, Run, make_topics
+    from tests.learner.service_run import PARTITIONS, Run
 
-    name = f"r{uuid.uuid4().hex[:8]}"
-    blobs = (tmp_path / "blobs").as_uri()
-    context = RunContext(name, tmp_path, log_broker.bootstrap, PARTITIONS, blobs, replicas=2, config_digest="sha256:00")
-    await make_topics(context)
+    log = await asyncio.to_thread(new_run, log_broker, PARTITIONS)
     settings = {
         "model": str(learner_directory / "model"),
         "checkpoint_every": 2,
@@ -238,4 +236,4 @@ async def run(zygote: Zygote, log_broker: Broker, learner_directory: Path, tmp_p
         "collective_timeout_s": 30.0,
         "fetch_timeout_s": 3.0,
     }
-    return Run(zygote, context, settings)
+    return Run(zygote, context_of(log, tmp_path, replicas=2, config_digest="sha256:00"), settings)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from schemas import StepCompleted, WeightsPublished
 from streams.runtime.health import health_file
-from tests.learner.service_run import DEADLINE_S, Run, end, make_topics, write_batches
+from tests.learner.service_run import DEADLINE_S, Run, end, write_batches
 
 STEPS = 8
 CHECKPOINT_EVERY = 3
@@ -58,14 +58,9 @@ class Kills:
 
 async def recorded(run: Run, name: str, settings: Mapping[str, Any], ranks: int = 2) -> Run:
     """A run on a second copy of the same log, under another name, with its own directory."""
-    directory = run.context.directory / name
-    directory.mkdir()
-    context = replace(run.context, run=f"{run.context.run}{name}", directory=directory, replicas=ranks)
-    await make_topics(context)
-    env = {"EACHPROMPT_FAULTS": str(directory / "faults")}
-    other = Run(
-        run.zygote, context, {**run.settings, "checkpoint_every": CHECKPOINT_EVERY, "ranks": ranks, **settings}, env
-    )
+    changed = {"checkpoint_every": CHECKPOINT_EVERY, "ranks": ranks, **settings}
+    other = await run.another(name, replicas=ranks, **changed)
+    other.env["EACHPROMPT_FAULTS"] = str(other.context.directory / "faults")
     await write_batches(other, 0, STEPS)
     return other
 

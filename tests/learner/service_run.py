@@ -5,7 +5,7 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 
 from schemas import (
-    TOPICS,
     BatchPlanned,
     BlobRef,
     Event,
@@ -24,15 +23,13 @@ from schemas import (
     Routes,
     StepCompleted,
     WeightsPublished,
-    decode,
 )
 from streams.blobs.store import BlobStore
 from streams.context import RunContext
-from streams.log.admin import TopicSpec, create_topics
-from streams.log.clients import Log, LogSettings, Writer
-from streams.log.tail import read_to_end
+from streams.log.clients import Log, Writer
 from streams.record import Output
-from tests.builders import batch_planned, rollout_completed
+from tests.builders import batch_planned, planned_sequence, rollout_completed
+from tests.run_logs import everything, log_at, make_topics
 
 PARTITIONS = 2
 GROUP = "g.0"
@@ -54,7 +51,7 @@ class Run:
 
     @property
     def log(self) -> Log:
-        return Log(LogSettings(self.context.bootstrap, self.context.run, PARTITIONS), "test")
+        return log_at(self.context.bootstrap, self.context.run, PARTITIONS)
 
     @contextmanager
     def ranks(self) -> Iterator[list[Any]]:
@@ -76,8 +73,7 @@ class Run:
         return (self.context.directory / f"rank-{rank}.log").read_text()
 
     async def events(self, topic: str) -> list[Event]:
-        records = await read_to_end(self.log, {(topic, p): None for p in self.log.partitions(topic)})
-        return [decode(record.value) for record in records]
+        return await everything(self.log, topic)
 
     async def records(self, topic: str, count: int, children: Sequence[Any]) -> None:
         """Wait until `topic` holds `count` records."""
@@ -96,6 +92,20 @@ class Run:
                 assert all(child.poll() is None for child in children), self.complaint(0) + self.complaint(1)
                 await asyncio.sleep(0.1)
 
+    async def another(self, name: str, *, replicas: int | None = None, **settings: Any) -> "Run":
+        """A run under another name, with topics and a directory of its own; `settings` are changed."""
+        directory = self.context.directory / name
+        directory.mkdir()
+        context = replace(
+            self.context,
+            run=f"{self.context.run}{name}",
+            directory=directory,
+            replicas=replicas or self.context.replicas,
+        )
+        other = Run(self.zygote, context, {**self.settings, **settings})
+        await asyncio.to_thread(make_topics, other.log)
+        return other
+
     async def published(self, version: int, children: Sequence[Any]) -> WeightsPublished:
         async with asyncio.timeout(DEADLINE_S):
             while True:
@@ -108,11 +118,6 @@ class Run:
 
 def vars_of(context: RunContext) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in vars(context).items()}
-
-
-async def make_topics(context: RunContext) -> None:
-    specs = [TopicSpec(topic.on(context.run), PARTITIONS if topic.sharded else 1) for topic in TOPICS.values()]
-    await asyncio.to_thread(create_topics, context.bootstrap, specs)
 
 
 def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutCompleted:
@@ -132,8 +137,8 @@ def completed(index: int, seed: int, blobs: BlobStore | None = None) -> RolloutC
         rollout_id=f"{GROUP}.{seed}.{index}",
         prompt_id="g",
         samples=8,
-        prompt_ids=NDArray.of(random.integers(3, 32, prompt).astype(np.uint32)),
-        response_ids=NDArray.of(random.integers(3, 32, response).astype(np.uint32)),
+        prompt=random.integers(3, 32, prompt),
+        response=random.integers(3, 32, response),
         logprobs=NDArray.of(np.where(sampled, -3.4, 0.0).astype(np.float32)),
         loss_mask=NDArray.of(sampled) if index in GIVEN else None,
         routes=Routes(experts=4, shape=routes.shape, dtype="u1", sentinel=255, data=data, blob=blob),
@@ -165,9 +170,9 @@ async def write_batches(
                 if corrupt and index == 4:
                     ref = Ref(ref.topic, 1 - ref.partition, ref.offset)
                 sequences.append(
-                    PlannedSequence(
-                        rollout_id=planned_id,
-                        rollout=ref,
+                    planned_sequence(
+                        planned_id,
+                        ref,
                         advantage=1.0 if index % 2 else -1.0,
                         reward=float(index % 2),
                         prompt_tokens=3,

@@ -8,8 +8,7 @@ batches never held it.
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -33,8 +32,8 @@ from schemas import (
 )
 from streams.log.clients import Writer
 from streams.record import Output
-from tests.builders import batch_planned, group_ready
-from tests.learner.service_run import GROUP, Run, completed, end, make_topics
+from tests.builders import batch_planned, group_ready, planned_sequence
+from tests.learner.service_run import GROUP, Run, completed, end
 
 BUDGET = 60
 """Tokens of a micro-batch here; the test's model takes sequences of 64."""
@@ -181,14 +180,13 @@ class Log:
         ref = await self._writer.write(Output("rollouts", event, key=GROUP))
         self.written.records[event.rollout_id] = (ref, encode(event))
         self.written.sampled[event.rollout_id] = event.sampled_tokens
-        return PlannedSequence(
-            rollout_id=event.rollout_id,
-            rollout=ref,
+        return planned_sequence(
+            event.rollout_id,
+            ref,
             advantage=1.0 if index % 2 else -1.0,
             reward=float(index % 2),
             prompt_tokens=event.prompt_ids.shape[0],
             response_tokens=event.response_ids.shape[0],
-            oldest_version=0,
         )
 
     async def _plan(self, number: int, sequences: list[PlannedSequence], ranks: Any) -> None:
@@ -255,7 +253,7 @@ async def train_with_restarts(run: Run) -> None:
         assert await end(children) == [0, 0], run.complaint(0)
 
 
-async def test_bad_records_are_rejected_and_nothing_is_trained_on_them(run: Run, tmp_path: Path) -> None:
+async def test_bad_records_are_rejected_and_nothing_is_trained_on_them(run: Run) -> None:
     written = await write(run)
     await train_with_restarts(run)
     steps = [event for event in await run.events("steps") if isinstance(event, StepCompleted)]
@@ -271,10 +269,7 @@ async def test_bad_records_are_rejected_and_nothing_is_trained_on_them(run: Run,
         assert f"skipped batches/0@{EMPTY + 1 + wrong}: " in run.complaint(0)
     assert run.complaint(0).count("batch 4 does not place each of its 4 sequences once") >= len(DEALT)
 
-    context = replace(run.context, run=f"{run.context.run}b", directory=tmp_path / "without")
-    context.directory.mkdir()
-    await make_topics(context)
-    other = Run(run.zygote, context, {**run.settings, "max_steps": LAST})
+    other = await run.another("without", max_steps=LAST)
     await write(other, without_bad=True)
     with other.ranks() as children:
         await other.published(LAST, children)

@@ -5,14 +5,13 @@ detects.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from schemas import WeightsPublished
-from tests.learner.service_run import Run, end, make_topics, write_batches
+from tests.learner.service_run import Run, end, write_batches
 
 STEPS = 4
 Ranks = tuple[tuple[tuple[int, ...], ...], ...]
@@ -25,11 +24,7 @@ TURNED: Ranks = (((3,), (1,), (0,), (2,)), ((4,), (7,), (6,), (5,)))
 async def train_run(run: Run, name: str, ranks: Ranks = IN_ORDER) -> tuple[Run, list[str]]:
     """A separate run on the same batches; digests of what it published, and of its checkpoint's weights, moments and
     generators in float32."""
-    directory = run.context.directory / name
-    directory.mkdir()
-    context = replace(run.context, run=f"{run.context.run}{name}", directory=directory)
-    await make_topics(context)
-    other = Run(run.zygote, context, {**run.settings, "max_steps": STEPS, "checkpoint_every": STEPS})
+    other = await run.another(name, max_steps=STEPS, checkpoint_every=STEPS)
     await write_batches(other, 0, STEPS, ranks=ranks)
     with other.ranks() as children:
         await other.published(STEPS, children)

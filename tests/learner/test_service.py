@@ -16,16 +16,15 @@ from analysis.audit.trained import TrainedDigests
 from learner.service import main
 from schemas import BatchPlanned, DeadLetter, Ref, StepCompleted, WeightsPublished, WeightsRefused, decode, report_key
 from streams.blobs.store import BlobStore
-from streams.context import RunContext
 from streams.errors import ConfigurationError
-from streams.log.clients import Log, LogSettings, Writer
-from streams.log.tail import read_to_end
+from streams.log.clients import Writer
 from streams.record import Output
 from streams.runtime.health import health_file
-from streams.runtime.service_context import ServiceContext
 from streams.weights import apply_deltas, chain_to, fetch_anchor
-from tests.learner.service_run import DEADLINE_S, PARTITIONS, Run, completed, end, make_topics, write_batches
+from tests.builders import service_of
+from tests.learner.service_run import DEADLINE_S, Run, completed, end, write_batches
 from tests.learner.settings import learner_settings
+from tests.run_logs import log_at, records
 
 
 async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: Run, tmp_path: Path) -> None:
@@ -56,10 +55,7 @@ async def test_batches_become_steps_and_weights_and_a_kill_changes_nothing(run: 
     packing = {name: value for name, value in steps[0].metrics.items() if name.startswith("packing/")}
     assert packing == {"packing/fill": 0.75, "packing/imbalance": 1.25, "packing/filler_share": 0.0}
 
-    again = replace(run.context, run=f"{run.context.run}b", directory=tmp_path / "again")
-    again.directory.mkdir()
-    await make_topics(again)
-    other = Run(run.zygote, again, {**run.settings, "max_steps": 6, "publish": {"kind": "delta", "anchor_every": 3}})
+    other = await run.another("again", max_steps=6, publish={"kind": "delta", "anchor_every": 3})
     await write_batches(other, 0, 5)
     (corrupted,) = await write_batches(other, 5, 1, corrupt=True)
     with other.ranks() as children:
@@ -81,7 +77,7 @@ async def check_digests(run: Run, steps: int) -> None:
     """Every step says what it was trained on, as the log has it, and by which settings; a repeated one the same."""
     trained, said = TrainedDigests(), set()
     for topic in ("steps", "batches", "rollouts"):
-        for record in await read_to_end(run.log, {(topic, p): None for p in run.log.partitions(topic)}):
+        for record in await records(run.log, topic):
             event = decode(record.value)
             trained.add(event, record.ref)
             if isinstance(event, StepCompleted):
@@ -206,7 +202,6 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
     model = tmp_path / "dense"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    context = RunContext("r", tmp_path, "127.0.0.1:1", PARTITIONS, (tmp_path / "blobs").as_uri())
     cases: dict[str, dict[str, Any]] = {
         "LlamaForCausalLM of model_type 'llama'; supported": {"model": str(model)},
         "no config.json": {"model": str(tmp_path)},
@@ -221,10 +216,6 @@ async def test_a_model_of_another_family_is_the_users_mistake(learner_directory:
         "2 and 1 learner processes": {"model": str(model), "ranks": 2},
     }
     for sentence, changes in cases.items():
-        log = Log(LogSettings(context.bootstrap, context.run, PARTITIONS), "test")
-        async with asyncio.TaskGroup() as tasks:
-            service = ServiceContext("learner", context, log, BlobStore(context.blob_uri), tasks)
+        async with service_of(log_at(), tmp_path, "learner") as service:
             with pytest.raises(ConfigurationError, match=sentence):
                 await main(service, learner_settings(**{"ranks": 1, **changes}))
-            # As the service's end does; otherwise the tasks spawned by `main` would be waited for.
-            service.cancel_spawned()

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from schemas import TOPICS, Event, decode
+from schemas import Event, decode
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
 from streams.context import RunContext
-from streams.log.admin import TopicSpec, create_topics
-from streams.log.clients import Log, LogSettings, Writer
+from streams.log.clients import Log
 from streams.log.reader import Reader
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
+from tests.builders import context_of
+from tests.run_logs import log_at, new_run, write
 
 PARTITIONS = 2
 
@@ -64,7 +64,7 @@ class Run:
     @property
     def log(self) -> Log:
         """Clients of this run."""
-        return Log(LogSettings(self.context.bootstrap, self.context.run, self.context.partitions), "test")
+        return log_at(self.context.bootstrap, self.context.run, self.context.partitions)
 
     @asynccontextmanager
     async def service(self, name: str) -> AsyncIterator[ServiceContext]:
@@ -90,9 +90,7 @@ class Run:
 
     async def write(self, *outputs: Output) -> None:
         """Put events on the log."""
-        async with Writer(self.log) as writer:
-            for output in outputs:
-                await writer.write(output)
+        await write(self.log, *outputs)
 
     async def read(
         self, *topics: str, until: Callable[[list[tuple[Event, Record]]], bool], within_s: float = 60.0
@@ -113,15 +111,4 @@ class Run:
 @pytest.fixture
 def run(log_broker: Broker, tmp_path: Path) -> Run:
     """A fresh run with all its topics."""
-    name = f"t{uuid.uuid4().hex[:8]}"
-    specs = [
-        TopicSpec(topic.on(name), PARTITIONS if topic.sharded else 1, cleanup=topic.cleanup)
-        for topic in TOPICS.values()
-    ]
-    create_topics(log_broker.bootstrap, specs)
-    return Run(
-        RunContext(
-            run=name, directory=tmp_path, bootstrap=log_broker.bootstrap, partitions=PARTITIONS,
-            blob_uri=(tmp_path / "blobs").as_uri(), seed=11, drain_s=5.0,
-        )
-    )  # fmt: skip
+    return Run(context_of(new_run(log_broker, PARTITIONS), tmp_path, seed=11, drain_s=5.0))

@@ -19,7 +19,6 @@ from schemas import (
     Member,
     Ref,
     Rejected,
-    RolloutDisposed,
     RolloutScored,
     StepCompleted,
     decode,
@@ -27,7 +26,7 @@ from schemas import (
 )
 from schemas.events.earlier_forms import AnyDeadLetter
 from tests.analysis.audit.audited_run import Records, Simulate, audited, replaced
-from tests.builders import group_dropped
+from tests.builders import group_dropped, rollout_disposed
 
 
 def test_a_finished_run_accounts_for_every_rollout(records: Records) -> None:
@@ -113,13 +112,7 @@ def test_a_step_told_again_after_a_crash_changes_nothing(records: Records) -> No
 def test_a_trained_rollout_that_ends_otherwise_too_is_found(records: Records) -> None:
     ready = next(event for _, value in records if isinstance(event := decode(value), GroupReady))
     member = ready.members[0]
-    end = RolloutDisposed(
-        rollout_id=member.rollout_id,
-        group_id=ready.group_id,
-        rollout=member.rollout,
-        disposition="duplicate",
-        time_s=0.0,
-    )
+    end = rollout_disposed(member.rollout_id, member.rollout, "duplicate")
     audit = audited([*records, (Ref("groups", 0, 10_000), encode(end))])
     assert [(finding.rollout, finding.what) for finding in audit.findings] == [
         (member.rollout_id, "ends as trained and as duplicate")

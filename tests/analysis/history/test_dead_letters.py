@@ -21,15 +21,12 @@ from deploy.config.kept import adopt
 from deploy.config.run import RunConfig, load
 from deploy.local.session import create_run_topics
 from schemas import TOPICS, DeadLetter, Ref, RolloutScored, encode, partition_of
-from streams.blobs.store import BlobStore
 from streams.broker import open_broker, running_broker
-from streams.context import RunContext
-from streams.log.clients import Log, LogSettings
 from streams.log.dead_letters import dead_letter, failures_before, history, replay_headers
 from streams.record import Record
-from streams.runtime.service_context import ServiceContext
 from streams.telemetry import names
-from tests.builders import rollout_scored
+from tests.builders import rollout_scored, service_of
+from tests.run_logs import log_at
 
 PARTITIONS = 2
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -127,14 +124,13 @@ def aggregate(config: RunConfig, bootstrap: str, until: Callable[[RunLog], bool]
     log = RunLog(bootstrap, config.run.id)
 
     async def serve() -> None:
-        context = RunContext(config.run.id, config.directory, bootstrap, PARTITIONS, config.directory.as_uri())
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-            client = Log(LogSettings(bootstrap, config.run.id, PARTITIONS), "test")
-            service = ServiceContext("groups", context, client, BlobStore(context.blob_uri), tasks)
-            tasks.create_task(groups.main(service, GroupSettings()))
+        client = log_at(bootstrap, config.run.id, PARTITIONS)
+        async with asyncio.timeout(60), service_of(client, config.directory, "groups") as service:
+            running = service.spawn(groups.main(service, GroupSettings()), "groups")
             while not await asyncio.to_thread(until, log):
                 await asyncio.sleep(0.05)
             service.stopping.set()
+            await running
 
     asyncio.run(serve())
 

@@ -11,13 +11,12 @@ from kafka import KafkaProducer
 from analysis.errors import AnalysisError
 from analysis.history.dead_letters import DeadLetterEntry, put_back, read_dead_letters
 from analysis.history.run_log import RunLog
-from schemas import TOPICS, DeadLetterReplayed, Ref
+from schemas import DeadLetterReplayed, Ref
 from schemas.events.earlier_forms import AnyDeadLetter
 from streams.broker import Broker
-from streams.log.admin import TopicSpec, create_topics
-from streams.log.clients import Log, LogSettings, Writer
 from streams.log.dead_letters import dead_letter
 from streams.record import Record
+from tests.run_logs import new_run, write
 
 PARTITIONS = 2
 SOURCES = ("scores/1@0", "scores/1@1")
@@ -26,16 +25,9 @@ SOURCES = ("scores/1@0", "scores/1@1")
 @pytest.fixture
 def log(broker: Broker, prefix: str) -> RunLog:
     """A run with two dead letters."""
-    specs = [TopicSpec(t.on(prefix), PARTITIONS if t.sharded else 1) for t in TOPICS.values()]
-    create_topics(broker.bootstrap, specs)
-
-    async def write() -> None:
-        async with Writer(Log(LogSettings(broker.bootstrap, prefix, PARTITIONS), "test")) as writer:
-            for offset in range(len(SOURCES)):
-                record = Record("scores", 1, offset, b"p.0", b"junk %d" % offset, {}, 1.0)
-                await writer.write(dead_letter(record, "groups", "no event", 2.0))
-
-    asyncio.run(write())
+    refused = [Record("scores", 1, offset, b"p.0", b"junk %d" % offset, {}, 1.0) for offset in range(len(SOURCES))]
+    dead_letters = [dead_letter(record, "groups", "no event", 2.0) for record in refused]
+    asyncio.run(write(new_run(broker, PARTITIONS, prefix), *dead_letters))
     return RunLog(broker.bootstrap, prefix)
 
 

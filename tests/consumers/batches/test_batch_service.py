@@ -5,13 +5,12 @@ from pathlib import Path
 
 from consumers.batches import service as batch_service
 from consumers.batches.settings import BatchSettings
-from schemas import TOPICS, BatchPlanned, Member, Ref, UndecodableError, decode
+from schemas import BatchPlanned, UndecodableError, decode
 from streams.broker import Broker
-from streams.log.admin import TopicSpec, create_topics
-from streams.log.clients import Log, LogSettings, Writer
-from streams.log.tail import read_to_end
+from streams.log.clients import Log, Writer
 from streams.record import Output
-from tests.builders import group_ready, service_of
+from tests.builders import group_ready, member, service_of
+from tests.run_logs import new_run, records
 
 SETTINGS = BatchSettings(groups_per_batch=1, max_staleness=9, lookahead=9, token_budget=64)
 JUNK = 2 * (batch_service._TAIL_RECORDS + 4 * 10) + 50
@@ -19,23 +18,15 @@ JUNK = 2 * (batch_service._TAIL_RECORDS + 4 * 10) + 50
 
 
 def ready(number: int) -> Output:
-    member = Member(
-        rollout_id=f"p.{number}.0",
-        rollout=Ref("rollouts", 0, number),
-        reward=1.0,
-        advantage=1.0,
-        prompt_tokens=2,
-        response_tokens=2,
-        oldest_version=number,
-        newest_version=number,
-    )
-    event = group_ready(f"p.{number}", member)
+    versions = {"oldest_version": number, "newest_version": number}
+    trained = {"reward": 1.0, "advantage": 1.0, "prompt_tokens": 2, "response_tokens": 2}
+    event = group_ready(f"p.{number}", member(f"p.{number}.0", number, **trained, **versions))
     return Output("groups", event, key=event.group_id)
 
 
 async def batches(log: Log) -> list[int]:
     numbers = []
-    for record in await read_to_end(log, {("batches", 0): None}):
+    for record in await records(log, "batches"):
         try:
             event = decode(record.value)
         except UndecodableError:
@@ -56,8 +47,7 @@ async def serve(log: Log, tmp_path: Path, wanted: int) -> None:
 
 
 async def test_numbers_go_on_behind_junk(embedded_broker: Broker, prefix: str, tmp_path: Path) -> None:
-    create_topics(embedded_broker.bootstrap, [TopicSpec(topic.on(prefix), 1) for topic in TOPICS.values()])
-    log = Log(LogSettings(embedded_broker.bootstrap, prefix, 1), "test")
+    log = new_run(embedded_broker, run=prefix)
     async with Writer(log) as writer:
         for number in range(3):
             await writer.write(ready(number))

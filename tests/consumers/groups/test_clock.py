@@ -8,11 +8,9 @@ import pytest
 
 from consumers.groups import service as group_service
 from consumers.groups.service import clock_step
-from streams.blobs.store import BlobStore
-from streams.context import RunContext
 from streams.errors import StreamsError
-from streams.log.clients import Log, LogSettings
-from streams.runtime.service_context import ServiceContext
+from tests.builders import service_of
+from tests.run_logs import log_at
 
 
 def test_a_step_is_what_the_wall_clock_did_and_time_did_not() -> None:
@@ -23,13 +21,11 @@ def test_a_step_is_what_the_wall_clock_did_and_time_did_not() -> None:
 
 async def test_the_service_ends_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(group_service, "_LOOK_S", 0.01)
-    context = RunContext("r", tmp_path, "127.0.0.1:1", 1, tmp_path.as_uri())
-    log = Log(LogSettings("127.0.0.1:1", "r", 1), "test")
-    service = ServiceContext("groups", context, log, BlobStore(context.blob_uri), asyncio.TaskGroup())
-    watching = asyncio.create_task(group_service._watch_clock(service))
-    await asyncio.sleep(0.05)
-    assert not watching.done()
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 90.0)
-    with pytest.raises(StreamsError, match="the clock was set by -90 s"):
-        await asyncio.wait_for(watching, 5)
+    async with service_of(log_at(), tmp_path, "groups") as service:
+        watching = asyncio.create_task(group_service._watch_clock(service))
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() - 90.0)
+        with pytest.raises(StreamsError, match="the clock was set by -90 s"):
+            await asyncio.wait_for(watching, 5)

@@ -2,7 +2,7 @@
 
 from consumers.groups.settings import GroupSettings
 from schemas import GroupReady, RolloutDisposed
-from tests.builders import record_at
+from tests.builders import record_at, rollout_disposed
 from tests.consumers.groups.stage import Stage, score
 
 
@@ -33,13 +33,7 @@ def test_a_recalled_duplicate_that_is_forgotten_is_behind_the_edge() -> None:
     """Its group was asked for before it was recorded, so that nothing of it is opened again."""
     stage = crowded()
     duplicate = score(index=0, attempt=1)
-    recorded = RolloutDisposed(
-        rollout_id=duplicate.rollout_id,
-        group_id=duplicate.group_id,
-        rollout=duplicate.rollout,
-        disposition="duplicate",
-        time_s=50.0,
-    )
+    recorded = rollout_disposed(duplicate.rollout_id, duplicate.rollout, "duplicate", 50.0)
     stage.processor.on_own_output(recorded, record_at("groups"))
     close_another(stage)
     (end,) = stage.deliver(score(index=0, attempt=1, requested_s=40.0)).outputs

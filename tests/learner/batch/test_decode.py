@@ -11,8 +11,6 @@ from learner.model.policy import ModelShape
 from learner.router_replay.routes import NATIVE
 from schemas import (
     NDArray,
-    PlannedSequence,
-    Ref,
     Routes,
     UndecodableError,
     decode,
@@ -20,23 +18,16 @@ from schemas import (
 )
 from streams.blobs.store import BlobStore
 from streams.record import Record
-from tests.builders import record_at, rollout_completed
+from tests.builders import planned_sequence, record_at, rollout_completed
 
 SHAPE = ModelShape(vocabulary=32, max_tokens=64, moe_layers=1, top_k=2, experts=300)
-PLANNED = PlannedSequence(
-    rollout_id="p.0.0", rollout=Ref("rollouts", 0, 0), advantage=1.0, reward=1.0, prompt_tokens=1, response_tokens=2,
-    oldest_version=0,
-)  # fmt: skip
+PLANNED = planned_sequence(prompt_tokens=1)
 
 
 def record(sentinel: int) -> Record:
     routes = np.array([[[299, 0]], [[65535, 65535]], [[1, 2]]], dtype="u2")
     event = rollout_completed(
-        "p.0",
-        0,
         samples=1,
-        prompt_ids=NDArray.of(np.array([1], dtype="u4")),
-        response_ids=NDArray.of(np.array([2, 3], dtype="u4")),
         logprobs=NDArray.of(np.zeros(2, dtype="f4")),
         routes=Routes(experts=300, shape=(3, 1, 2), dtype="u2", sentinel=sentinel, data=NDArray.of(routes)),
     )

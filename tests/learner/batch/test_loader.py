@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,26 +14,22 @@ from learner.batch.loader import BatchLoader, LoaderConfig
 from learner.errors import LostBatchError
 from learner.model.policy import ModelShape
 from schemas import (
-    TOPICS,
     DeadLetter,
-    NDArray,
-    PlannedSequence,
     Ref,
     RolloutCompleted,
     Routes,
     Sampling,
-    decode,
 )
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
 from streams.errors import ConfigurationError, StreamsError
-from streams.log.admin import Admin, TopicPartition, TopicSpec, create_topics
-from streams.log.clients import Log, LogSettings, Writer
+from streams.log.admin import Admin, TopicPartition
+from streams.log.clients import Writer
 from streams.log.reader import Reader
-from streams.log.tail import read_to_end
 from streams.record import Output
 from streams.runtime.service_context import ServiceContext
-from tests.builders import batch_planned, group_dropped, rollout_completed, service_of
+from tests.builders import batch_planned, group_dropped, planned_sequence, rollout_completed, service_of
+from tests.run_logs import everything, new_run, write
 
 LONG = ModelShape(vocabulary=32, max_tokens=32_768, moe_layers=60, top_k=8, experts=128)
 LIMIT_MS = 10.0
@@ -56,21 +51,13 @@ def dropped() -> Output:
 
 @pytest.fixture
 async def service(log_broker: Broker, tmp_path: Path) -> AsyncIterator[ServiceContext]:
-    log = Log(LogSettings(log_broker.bootstrap, f"f{uuid.uuid4().hex[:8]}", 1), "test")
-    topics = [TopicSpec(topic.on(log.settings.run), 1) for topic in TOPICS.values()]
-    await asyncio.to_thread(create_topics, log_broker.bootstrap, topics)
+    log = await asyncio.to_thread(new_run, log_broker)
     async with asyncio.timeout(60), service_of(log, tmp_path, "learner") as service:
         yield service
 
 
-async def write(service: ServiceContext, *outputs: Output) -> None:
-    async with Writer(service.log) as writer:
-        for output in outputs:
-            await writer.write(output)
-
-
 async def test_a_number_comes_once_and_drops_are_skipped(service: ServiceContext) -> None:
-    await write(service, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
+    await write(service.log, plan(0), dropped(), plan(1, 10), plan(1, 20), plan(2))
     loader = BatchLoader(service, SECOND_RANK, offset=0, next_batch=0)
     service.spawn(loader.fill(), "batch loader")
     batches = [await loader.next() for _ in range(3)]
@@ -83,14 +70,11 @@ def long_rollout(blobs: BlobStore, index: int) -> RolloutCompleted:
     """32,768 tokens with 15.7 MB of routes by claim check."""
     first = np.random.default_rng(index).integers(0, 128, (LONG.max_tokens, LONG.moe_layers, 1), dtype=np.uint8)
     routes = (first + np.arange(LONG.top_k, dtype=np.uint8)) % np.uint8(LONG.experts)
-    response = np.full(LONG.max_tokens - 1, 7, dtype="u4")
     return rollout_completed(
         "p.0",
         index,
         samples=1,
-        prompt_ids=NDArray.of(np.array([1], dtype="u4")),
-        response_ids=NDArray.of(response),
-        logprobs=NDArray.of(np.zeros(len(response), dtype="f4")),
+        response=[7] * (LONG.max_tokens - 1),
         sampling=Sampling(max_tokens=LONG.max_tokens),
         routes=Routes(
             experts=LONG.experts,
@@ -108,14 +92,11 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceConte
     async with Writer(service.log) as writer:
         refs = [await writer.write(Output("rollouts", event, key="p.0")) for event in events]
     sequences = tuple(
-        PlannedSequence(
-            rollout_id=event.rollout_id, rollout=ref, advantage=1.0, reward=1.0, prompt_tokens=1,
-            response_tokens=LONG.max_tokens - 1, oldest_version=0,
-        )
+        planned_sequence(event.rollout_id, ref, prompt_tokens=1, response_tokens=LONG.max_tokens - 1)
         for event, ref in zip(events, refs, strict=True)
-    )  # fmt: skip
+    )
     planned = batch_planned(0, sequences=sequences, ranks=((tuple(range(bodies)),),), token_budget=LONG.max_tokens)
-    await write(service, Output("batches", planned))
+    await write(service.log, Output("batches", planned))
     loader = BatchLoader(service, LoaderConfig(rank=0, world=1, shape=LONG, timeout_s=20.0), offset=0, next_batch=0)
     watch = Watch()
     # Garbage of earlier tests must not be collected meanwhile; a service collects rarely.
@@ -134,7 +115,7 @@ async def test_bodies_are_read_and_decoded_beside_the_loop(service: ServiceConte
 
 
 async def test_it_resumes_at_the_checkpoints_position(service: ServiceContext) -> None:
-    await write(service, plan(0), plan(1), plan(2))
+    await write(service.log, plan(0), plan(1), plan(2))
     loader = BatchLoader(service, SECOND_RANK, offset=1, next_batch=2)
     service.spawn(loader.fill(), "batch loader")
     batch = await loader.next()
@@ -142,8 +123,7 @@ async def test_it_resumes_at_the_checkpoints_position(service: ServiceContext) -
 
 
 async def dead_letter_sources(service: ServiceContext) -> list[Ref]:
-    records = await read_to_end(service.log, {("dead-letters", 0): None})
-    return [event.source for event in map(decode, (r.value for r in records)) if isinstance(event, DeadLetter)]
+    return [event.source for event in await everything(service.log, "dead-letters") if isinstance(event, DeadLetter)]
 
 
 async def given(loader: BatchLoader, count: int) -> list[int]:
@@ -167,27 +147,27 @@ async def given(loader: BatchLoader, count: int) -> list[int]:
 
 async def test_a_number_that_the_batcher_cannot_have_reached_is_skipped(service: ServiceContext) -> None:
     """Whoever wrote it, and however often: the run continues, and each record becomes one dead letter."""
-    await write(service, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
+    await write(service.log, plan(0), plan(7), plan(1), plan(7), plan(4000), plan(2), plan(3))
     assert await given(BatchLoader(service, FIRST_RANK, offset=0, next_batch=0), 4) == [0, 1, 2, 3]
     assert await dead_letter_sources(service) == [Ref("batches", 0, offset) for offset in (1, 3, 4)]
 
 
 async def test_one_rank_writes_the_dead_letters(service: ServiceContext) -> None:
-    await write(service, plan(7), plan(0))
+    await write(service.log, plan(7), plan(0))
     assert await given(BatchLoader(service, SECOND_RANK, offset=0, next_batch=0), 1) == [0]
     assert await dead_letter_sources(service) == []
 
 
 async def test_a_batcher_that_continues_without_a_batch_ends_the_run(service: ServiceContext) -> None:
     """Two consecutive numbers are the batcher's: waiting for the one it left out would last indefinitely."""
-    await write(service, plan(0), plan(2), dropped(), plan(3))
+    await write(service.log, plan(0), plan(2), dropped(), plan(3))
     loader = BatchLoader(service, SECOND_RANK, offset=0, next_batch=0)
     with pytest.raises(ConfigurationError, match=r"batch 3 at batches/0@3 follows batch 0 .*has lost batch 1"):
         await loader.fill()
 
 
 async def test_a_batch_that_retention_deleted_ends_the_run(service: ServiceContext) -> None:
-    await write(service, plan(0), plan(1), plan(2))
+    await write(service.log, plan(0), plan(1), plan(2))
     with Admin(service.run_context.bootstrap) as admin:
         admin.delete_records({TopicPartition(service.log.full("batches"), 0): 2})
     loader = BatchLoader(service, SECOND_RANK, offset=1, next_batch=1)
@@ -208,7 +188,7 @@ async def test_a_reader_that_is_stuck_ends_the_service(
             self.pause("batches", [0])
         return reader
 
-    await write(service, plan(0))
+    await write(service.log, plan(0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(StreamsError, match="batches/0 ends at 1 and has been read no further than 0"):
         async with asyncio.timeout(60):
@@ -216,7 +196,7 @@ async def test_a_reader_that_is_stuck_ends_the_service(
 
 
 async def test_a_log_that_ends_before_the_checkpoint_is_another_one(service: ServiceContext) -> None:
-    await write(service, plan(0))
+    await write(service.log, plan(0))
     with pytest.raises(LostBatchError, match="stands at offset 5 of batches and the log ends at 1"):
         await BatchLoader(service, SECOND_RANK, offset=5, next_batch=5).fill()
 

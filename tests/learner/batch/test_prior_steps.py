@@ -1,18 +1,15 @@
 """What the log holds of steps that are done again: each counts once, however often it was published."""
 
-import uuid
-from pathlib import Path
-
 import pytest
 
 from learner.batch.prior_steps import PriorSteps, read_prior_steps
 from schemas import Event, Ref, Rejected
 from streams.broker import Broker
-from streams.context import RunContext
-from streams.log.clients import Log, LogSettings, Writer
+from streams.log.clients import Log
 from streams.record import Output
 from tests.builders import step_completed, weights_published
-from tests.learner.service_run import PARTITIONS, make_topics
+from tests.learner.service_run import PARTITIONS
+from tests.run_logs import new_run, write
 
 
 def step(number: int, *rejected: str) -> Output:
@@ -35,17 +32,13 @@ FIRST = [step(1, "a"), weights(1), step(2, "b"), weights(2), step(3, "c"), weigh
 
 
 @pytest.fixture
-async def log(log_broker: Broker, tmp_path: Path) -> Log:
-    context = RunContext(f"r{uuid.uuid4().hex[:8]}", tmp_path, log_broker.bootstrap, PARTITIONS, tmp_path.as_uri())
-    await make_topics(context)
-    return Log(LogSettings(context.bootstrap, context.run, PARTITIONS), "test")
+def log(log_broker: Broker) -> Log:
+    return new_run(log_broker, PARTITIONS)
 
 
 async def publish(log: Log, outputs: list[Output], junk: int = 0) -> None:
     """Write `outputs`, and then undecodable records on both topics."""
-    async with Writer(log) as writer:
-        for output in outputs:
-            await writer.write(output)
+    await write(log, *outputs)
     producer = log.producer()
     await producer.start()
     for topic in ("steps", "weights"):

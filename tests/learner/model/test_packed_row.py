@@ -17,7 +17,6 @@ from learner.model.policy import ModelShape
 from learner.router_replay.routes import NATIVE
 from schemas import (
     NDArray,
-    PlannedSequence,
     Ref,
     RolloutCompleted,
     Routes,
@@ -25,7 +24,7 @@ from schemas import (
     encode,
 )
 from streams.blobs.store import BlobStore
-from tests.builders import record_at, rollout_completed
+from tests.builders import planned_sequence, record_at, rollout_completed
 
 SHAPE = ModelShape(vocabulary=32, max_tokens=12, moe_layers=2, top_k=2, experts=4)
 REF = Ref("rollouts", 0, 5)
@@ -96,8 +95,8 @@ def completed(**changes: object) -> RolloutCompleted:
         "g.0",
         0,
         samples=8,
-        prompt_ids=NDArray.of(np.array([1, 2], dtype=np.uint32)),
-        response_ids=NDArray.of(np.array([3, 4, 5], dtype=np.uint32)),
+        prompt=(1, 2),
+        response=(3, 4, 5),
         logprobs=NDArray.of(np.array([-1, -2, -3], dtype=np.float32)),
         routes=routes_of(routes),
     )
@@ -118,15 +117,7 @@ def routes_of(array: np.ndarray, first_token: int = 0) -> Routes:
 
 
 def convert(event: RolloutCompleted | bytes, tmp_path: Path, shape: ModelShape = SHAPE, **changes: object) -> Rollout:
-    planned = PlannedSequence(
-        rollout_id="g.0.0",
-        rollout=REF,
-        advantage=0.5,
-        reward=1.0,
-        prompt_tokens=2,
-        response_tokens=3,
-        oldest_version=7,
-    )
+    planned = planned_sequence("g.0.0", REF, advantage=0.5, prompt_tokens=2, response_tokens=3, oldest_version=7)
     data = event if isinstance(event, bytes) else encode(event)
     record = record_at("rollouts", 5, data)
     blobs = BlobStore((tmp_path / "blobs").as_uri())

@@ -10,11 +10,10 @@ from torch import Tensor
 from learner.errors import ModelError
 from learner.settings import LearnerSettings, PublishSettings
 from learner.weights import Publication, Wire, as_stored
-from schemas import WeightFile
 from streams.blobs.store import BlobStore
 from streams.weights import Held, apply_deltas, fetch_anchor, read_file, state_digest, tensor_digest
 from streams.weights.blocks import to_fp8
-from tests.builders import weights_published
+from tests.builders import publication_of
 
 Weights = dict[str, Tensor]
 
@@ -44,19 +43,7 @@ class Reader:
         self.held: Held | None = None
 
     def take(self, published: Publication) -> None:
-        files = tuple(
-            WeightFile(name=path.name, blob=self.blobs.put_file(f"v{published.version}/{path.name}", path))
-            for path in published.paths
-        )
-        event = weights_published(
-            published.version,
-            kind=published.kind,
-            files=files,
-            tensors=published.tensors,
-            base_version=published.base_version,
-            digest=published.digest,
-            base_digest=published.base_digest,
-        )
+        event = publication_of(published, self.blobs)
         place = self.directory / f"held-{published.version}"
         if published.kind == "full":
             self.held = fetch_anchor(self.blobs, event, place)

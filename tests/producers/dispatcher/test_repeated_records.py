@@ -4,18 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.dispatcher.dispatch import Dispatch
-from producers.dispatcher.settings import DispatcherSettings
-from producers.dispatcher.sources import JsonlSource, Prompt
-from schemas import Event, Member, Ref, WeightsApplied
-from tests.builders import batch_planned, group_ready, step_completed, weights_published
+from schemas import Event, Ref
+from tests.builders import step_completed, weights_published
+from tests.producers.dispatcher.world import applied, configured, planned, prompts, ready, started
 
 BATCHES, GROUPS = 6, 2
-
-
-def prompts() -> list[Prompt]:
-    return [
-        Prompt.of(task="t", verifier="exact_match", reference="1", text=f"{i}=", origin=f"line {i}") for i in range(30)
-    ]
 
 
 def trained(batch: int) -> tuple[Event, ...]:
@@ -23,27 +16,23 @@ def trained(batch: int) -> tuple[Event, ...]:
     return (
         step_completed(batch + 1, batch=batch, batch_ref=Ref("batches", 0, batch), version=batch + 1),
         weights_published(batch + 1),
-        WeightsApplied(producer_id="producer-0", version=batch + 1, time_s=0),
+        applied("producer-0", batch + 1),
     )
 
 
 def asked_for(repeats: dict[int, int]) -> list[tuple[str, int | None]]:
     """Groups and what they were asked for with, where batch n is followed by the last repeats[n] ones once more."""
-    settings = DispatcherSettings(source=JsonlSource(path="unused"), groups_per_batch=GROUPS, max_staleness=1)
-    dispatch = Dispatch(settings, prompts(), [], run_seed=0)
-    dispatch.rebuilt()
+    settings = configured(groups_per_batch=GROUPS, max_staleness=1)
+    dispatch = started(Dispatch(settings, prompts(30), [], run_seed=0))
     asked: list[tuple[str, int | None]] = []
-    ready: list[str] = []
+    waiting: list[str] = []
     for batch in range(BATCHES):
         for request in dispatch.due(0.0):
             asked.append((request.group_id, request.sequence))
-            ready.append(request.group_id)
-            member = Member(rollout_id="r", rollout=Ref("rollouts", 0, 0), response_tokens=5)
-            dispatch.on_event(
-                group_ready(request.group_id, member, prompt_id=request.prompt_id, deadline_s=request.deadline_s)
-            )  # fmt: skip
-        groups, ready = tuple(ready[:GROUPS]), ready[GROUPS:]
-        dispatch.on_event(batch_planned(batch, groups=groups))
+            waiting.append(request.group_id)
+            dispatch.on_event(ready(request))
+        groups, waiting = waiting[:GROUPS], waiting[GROUPS:]
+        dispatch.on_event(planned(batch, groups))
         for event in trained(batch):
             dispatch.on_event(event)
         for again in range(max(0, batch - repeats.get(batch, 0) + 1), batch + 1):
@@ -62,7 +51,7 @@ def test_steps_and_weights_told_again_change_no_request(repeats: dict[int, int])
 
 
 def test_an_old_step_told_again_is_no_step_back() -> None:
-    dispatch = Dispatch(DispatcherSettings(source=JsonlSource(path="unused")), prompts(), [], run_seed=0)
+    dispatch = Dispatch(configured(), prompts(30), [], run_seed=0)
     for batch in (0, 1, 2, 0, 1):
         for event in trained(batch):
             dispatch.on_event(event)

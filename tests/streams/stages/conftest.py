@@ -3,22 +3,16 @@
 import pytest
 
 from streams.broker import Broker
-from streams.log.admin import Admin, TopicSpec
-from streams.log.clients import Log, LogSettings
+from streams.log.clients import Log
+from tests.run_logs import new_run
 from tests.streams.stages.stage_run import PARTITIONS
 
 
 @pytest.fixture
-def run(broker: Broker, prefix: str) -> str:
-    specs = [
-        TopicSpec(f"{prefix}.{name}", PARTITIONS if name in ("scores", "groups") else 1)
-        for name in ("scores", "groups", "steps", "dead-letters")
-    ]
-    with Admin(broker.bootstrap) as admin:
-        admin.create_topics(specs)
-    return prefix
+def log(broker: Broker, prefix: str) -> Log:
+    return new_run(broker, PARTITIONS, prefix)
 
 
 @pytest.fixture
-def log(broker: Broker, run: str) -> Log:
-    return Log(LogSettings(broker.bootstrap, run, PARTITIONS), "test")
+def run(log: Log) -> str:
+    return log.settings.run

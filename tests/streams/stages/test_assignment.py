@@ -10,21 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import Event, Ref, RolloutDisposed, RolloutScored, decode
+from schemas import Event, Ref, RolloutDisposed, RolloutScored
 from streams.blobs.store import BlobStore
 from streams.broker import Broker
-from streams.context import RunContext
 from streams.errors import FencedError, StreamsError
-from streams.log.admin import Admin, TopicSpec
-from streams.log.clients import Log, LogSettings, Writer
+from streams.log.clients import Log, Writer
 from streams.log.stall import STALLED_S, StallDetector
-from streams.log.tail import read_to_end
 from streams.record import Output, Record
 from streams.runtime.service_context import ServiceContext
 from streams.stages import assignment as membership
 from streams.stages.assignment import Assignment, FixedAssignments, Membership, partitions_by_member
 from streams.stages.worker import Emit, WorkerSpec, run_worker
-from tests.builders import rollout_scored, until
+from tests.builders import context_of, rollout_disposed, rollout_scored, until
+from tests.run_logs import everything, log_at, new_run, write
 
 PARTITIONS = 4
 SPEC = WorkerSpec("collect", "scores", 16, (RolloutScored,), elastic=True)
@@ -38,17 +36,14 @@ def test_partitions_are_dealt_evenly_and_each_to_one(ordinals: list[int], partit
 
 
 def test_members_without_gaps_have_what_a_fixed_share_has() -> None:
-    log = Log(LogSettings("nowhere:1", "run", 7), "test")
+    log = log_at(partitions=7)
     shares = partitions_by_member({f"m{k}": k for k in (2, 0, 1)}, log.partitions("scores"))
     assert [shares[f"m{k}"] for k in range(3)] == [log.owned("scores", k, 3) for k in range(3)]
 
 
 @pytest.fixture
 def log(broker: Broker, prefix: str) -> Log:
-    specs = [TopicSpec(f"{prefix}.{name}", PARTITIONS) for name in ("scores", "groups")]
-    with Admin(broker.bootstrap) as admin:
-        admin.create_topics([*specs, TopicSpec(f"{prefix}.dead-letters", 1)])
-    return Log(LogSettings(broker.bootstrap, prefix, PARTITIONS), "test")
+    return new_run(broker, PARTITIONS, prefix)
 
 
 def member(log: Log, ordinal: int) -> Membership:
@@ -210,29 +205,14 @@ class Disposer:
         assert isinstance(event, RolloutScored)
         self.seen[event.rollout_id] += 1
         await (self.released.wait() if self._hold(event.rollout_id) else asyncio.sleep(0.002))
-        disposed = RolloutDisposed(
-            rollout_id=event.rollout_id,
-            group_id=event.group_id,
-            rollout=record.ref,
-            disposition="expired",
-            time_s=0.0,
-        )
-        await emit(Output("groups", disposed, key=event.group_id))
+        await emit(Output("groups", rollout_disposed(event.rollout_id, record.ref), key=event.group_id))
 
 
 class Replica:
     """A stage's replica in this process: `stop` is its SIGTERM."""
 
     def __init__(self, log: Log, directory: Path, tasks: asyncio.TaskGroup, ordinal: int, worker: Disposer) -> None:
-        context = RunContext(
-            log.settings.run,
-            directory,
-            log.settings.bootstrap,
-            PARTITIONS,
-            (directory / "blobs").as_uri(),
-            ordinal=ordinal,
-            drain_s=20.0,
-        )
+        context = context_of(log, directory, ordinal=ordinal, drain_s=20.0)
         self.worker = worker
         self.service = ServiceContext("test", context, log, BlobStore(context.blob_uri), tasks)
         self._task = tasks.create_task(run_worker(self.service, SPEC, worker))
@@ -246,9 +226,7 @@ class Replica:
 
 
 async def disposed(log: Log) -> Counter[str]:
-    records = await read_to_end(log, {("groups", p): None for p in range(PARTITIONS)})
-    events = [decode(record.value) for record in records]
-    return Counter(event.rollout_id for event in events if isinstance(event, RolloutDisposed))
+    return Counter(e.rollout_id for e in await everything(log, "groups") if isinstance(e, RolloutDisposed))
 
 
 async def test_replicas_are_added_and_removed_under_load_and_every_record_is_worked_on(
@@ -294,9 +272,7 @@ async def test_what_a_lost_partition_still_has_in_flight_is_taken_by_its_new_own
     log: Log, broker: Broker, tmp_path: Path
 ) -> None:
     held = {f"g{number}.0" for number in range(0, 40, 8)}
-    async with Writer(log) as writer:
-        for number in range(40):
-            await writer.write(scored(number))
+    await write(log, *map(scored, range(40)))
     async with asyncio.TaskGroup() as tasks:
         first = Replica(log, tmp_path, tasks, 0, Disposer(hold=held.__contains__))
         await until("all are seen", lambda: len(first.worker.seen) == 40)

@@ -20,7 +20,8 @@ from streams.log.reader import Reader
 from streams.log.tail import Tail, read_tail
 from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from tests.streams.stages.stage_run import PARTITIONS, everything, scored, step
+from tests.run_logs import everything, write
+from tests.streams.stages.stage_run import PARTITIONS, scored, step
 
 
 async def test_nothing_of_an_aborted_transaction_is_seen(log: Log) -> None:
@@ -88,9 +89,7 @@ async def test_records_are_fetched_by_reference_in_the_order_asked_for(log: Log)
 
 
 async def test_history_of_a_plain_writer_comes_with_its_headers(log: Log) -> None:
-    async with Writer(log) as writer:
-        for index in range(20):
-            await writer.write(scored(f"g{index}", index))
+    await write(log, *(scored(f"g{index}", index) for index in range(20)))
     records = await asyncio.to_thread(lambda: list(read_topic(log.settings.bootstrap, log.settings.run, "scores")))
     assert len(records) == 20
     assert {record.headers["run"] for record in records} == {log.settings.run.encode()}
@@ -127,7 +126,7 @@ async def test_history_is_read_up_to_now_and_without_what_was_not_committed(log:
     assert await asyncio.to_thread(lambda: scanned(since_s=time.time() + 3600)) == []
     assert await asyncio.to_thread(lambda: scanned(until_s=time.time() - 3600)) == []
     with pytest.raises(StreamsError, match="weights"):
-        await asyncio.to_thread(lambda: list(read_topic(log.settings.bootstrap, log.settings.run, "weights")))
+        await asyncio.to_thread(lambda: list(read_topic(log.settings.bootstrap, f"{log.settings.run}x", "weights")))
 
 
 async def test_an_idle_reader_does_not_spin(log: Log) -> None:

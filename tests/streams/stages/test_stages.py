@@ -20,8 +20,9 @@ from streams.stages.follower import follow
 from streams.stages.processor import ProcessorSpec, ProcessResult
 from streams.stages.runner import run_processor
 from streams.stages.worker import Emit, WorkerSpec, run_worker
-from tests.builders import group_dropped, service_of, until
-from tests.streams.stages.stage_run import everything, scored, step
+from tests.builders import group_dropped, rollout_disposed, service_of, until
+from tests.run_logs import everything, write
+from tests.streams.stages.stage_run import scored, step
 
 
 class Collector:
@@ -39,29 +40,14 @@ class Collector:
             raise Poison("this one never works")
         if event.rollout_id in self.hold:
             await self.released.wait()
-        await emit(
-            Output(
-                "groups",
-                RolloutDisposed(
-                    rollout_id=event.rollout_id,
-                    group_id=event.group_id,
-                    rollout=record.ref,
-                    disposition="expired",
-                    time_s=0.0,
-                ),
-                key=event.group_id,
-            )
-        )
+        await emit(Output("groups", rollout_disposed(event.rollout_id, record.ref), key=event.group_id))
 
 
 SPEC = WorkerSpec("collect", "scores", 16, (RolloutScored,))
 
 
 async def test_a_worker_finishes_out_of_order_and_takes_only_the_unfinished_again(log: Log, tmp_path: Path) -> None:
-    async with Writer(log) as writer:
-        for group in ("a", "b", "c", "poison"):
-            for index in range(3):
-                await writer.write(scored(group, index))
+    await write(log, *(scored(group, index) for group in ("a", "b", "c", "poison") for index in range(3)))
     first = Collector(hold={"a.1", "c.0"})
     async with service_of(log, tmp_path, drain_s=1.0) as service:
         task = service.spawn(run_worker(service, SPEC, first), "worker")
@@ -88,9 +74,7 @@ async def test_undecodable_and_poisonous_records_become_dead_letters_with_their_
     await producer.send_and_wait(f"{run}.scores", b"\xc1 junk", partition=0)
     await producer.send_and_wait(f"{run}.scores", b"\x81\xa4type\xadStepCompleted", partition=0)
     await producer.stop()
-    async with Writer(log) as writer:
-        await writer.write(scored("a", 0))
-        await writer.write(scored("poison", 0))
+    await write(log, scored("a", 0), scored("poison", 0))
     worker = Collector()
     async with service_of(log, tmp_path) as service:
         task = service.spawn(run_worker(service, SPEC, worker), "worker")
@@ -150,11 +134,7 @@ PAIRS = ProcessorSpec("pairs", "scores", ("steps",), Tail("groups", horizon_s=36
 
 
 async def test_a_processor_rebuilds_its_state_from_unfinished_inputs(log: Log, tmp_path: Path) -> None:
-    async with Writer(log) as writer:
-        for group in ("a", "b", "c"):
-            await writer.write(scored(group, 0))
-        await writer.write(scored("b", 1))
-        await writer.write(step(0))
+    await write(log, *(scored(group, 0) for group in "abc"), scored("b", 1), step(0))
     processor = Pairs()
     async with service_of(log, tmp_path) as service:
         task = service.spawn(run_processor(service, PAIRS, lambda _: processor), "processor")
@@ -164,8 +144,7 @@ async def test_a_processor_rebuilds_its_state_from_unfinished_inputs(log: Log, t
                 pass
         # Killed, not stopped: what was not committed must come again.
         task.cancel()
-    async with Writer(log) as writer:
-        await writer.write(scored("a", 1))
+    await write(log, scored("a", 1))
     again = Pairs()
     async with service_of(log, tmp_path) as service:
         task = service.spawn(run_processor(service, PAIRS, lambda _: again), "processor")

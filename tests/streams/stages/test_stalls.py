@@ -25,6 +25,7 @@ from streams.stages.processor import ProcessorSpec, ProcessResult
 from streams.stages.runner import run_processor
 from streams.stages.worker import run_worker
 from tests.builders import service_of, until
+from tests.run_logs import write
 from tests.streams.stages.stage_run import PARTITIONS, scored
 from tests.streams.stages.test_stages import SPEC, Collector, Pairs
 
@@ -102,8 +103,7 @@ async def test_who_reads_on_and_whose_reader_is_stuck_ends(
         self.pause("scores", log.partitions("scores"))
         return reader
 
-    async with Writer(log) as writer:
-        await writer.write(scored("a", 0))
+    await write(log, scored("a", 0))
     monkeypatch.setattr(Reader, "__aenter__", stuck)
     with pytest.raises(ExceptionGroup) as raised:
         async with asyncio.timeout(60), service_of(log, tmp_path) as service:

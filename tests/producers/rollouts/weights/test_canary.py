@@ -23,10 +23,9 @@ from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
 from producers.rollouts.weights.canary import scores
 from schemas import Canary, CanaryScored, NDArray, Sampling
-from schemas import WeightFile as WireFile
 from streams.blobs.digests import digest_of
 from streams.blobs.store import BlobStore
-from tests.builders import record_at, weights_published
+from tests.builders import publication_of, record_at, weights_published
 
 pytestmark = [
     pytest.mark.engine,
@@ -66,16 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version, tensors in ((1, before), (2, load_file(WEIGHTS))):
         (directory / str(version)).mkdir()
         made = wire.write(tensors, version, directory / str(version))
-        files = tuple(WireFile(name=path.name, blob=blobs.put_file(path.name, path)) for path in made.paths)
-        events[version] = weights_published(
-            version,
-            kind=made.kind,
-            files=files,
-            tensors=made.tensors,
-            digest=made.digest,
-            base_version=made.base_version,
-            base_digest=made.base_digest,
-        )
+        events[version] = publication_of(made, blobs)
     assert [event.kind for event in events.values()] == ["full", "delta"]
     names = export(WeightVersions(events), 2, MODEL, blobs, directory / "out")
     assert sum(name.endswith(".safetensors") for name in names) == 2
