@@ -41,7 +41,7 @@ def test_a_model_held_twice_learns_what_one_held_once_does_and_is_written_once(
 ) -> None:
     close(learner_directory / "copies.safetensors", learner_directory / "weights-2.safetensors")
     results = four_ranks[0]["copies"]
-    assert results["copies"] == 2
+    assert results["replicas"] == 2
     for norm, metrics in zip(results["norms"], two_ranks[0]["train"]["metrics"], strict=True):
         assert norm == pytest.approx(metrics["grad_norm"], rel=1e-4)
     whole = sum(path.stat().st_size for path in learner_directory.glob("resume-2/step-2/*.safetensors"))
