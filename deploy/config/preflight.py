@@ -13,6 +13,7 @@ from deploy.errors import ConfigError
 from learner.device_check import check_device, devices, likely_device
 from learner.errors import ModelError
 from learner.settings import SUPPORTED
+from producers.dispatcher.settings import SamplingSettings
 from schemas.services import SERVICES
 from streams.blobs.store import BlobStore
 from streams.errors import ConfigurationError
@@ -43,9 +44,11 @@ def check(config: RunConfig, services: Iterable[str] = SERVICES) -> int:
             f"groups.remember_s is {remember_s:g}; allowed: more than dispatcher.group_timeout_s, which is "
             f"{timeout_s:g}, for a restarted aggregator ends the groups that are older"
         )
+    from deploy.config.prompt_check import check_prompts
     from producers.dispatcher.service import load_prompts
 
-    _, held_back = load_prompts(settings["dispatcher"])
+    prompts, held_back = load_prompts(settings["dispatcher"])
+    check_prompts(config, [*prompts, *held_back])
     return len(held_back) if settings["dispatcher"].evaluate_samples else 0
 
 
@@ -75,6 +78,14 @@ def check_trainable(config: RunConfig) -> None:
         raise ConfigError(
             f"replicas.groups is {config.replicas.groups}; allowed: at most run.partitions, which is "
             f"{config.run.partitions}, for an aggregator without a partition has nothing to read"
+        )
+    drawn = config.service("dispatcher").sampling
+    longest = config.service("producer").max_model_len
+    if drawn.max_tokens >= longest and drawn.max_tokens != SamplingSettings().max_tokens:
+        # The default is as much as there is room for; a number of one's own is meant.
+        raise ConfigError(
+            f"dispatcher.sampling.max_tokens is {drawn.max_tokens}; allowed: fewer than producer.max_model_len, which "
+            f"is {longest} for prompt and response together"
         )
     budget, longest = config.service("batches").token_budget, config.service("producer").max_model_len
     if budget < longest:

@@ -94,6 +94,10 @@ async def close(closing: Awaitable[Any], seconds: float) -> None:
         if not task.done():
             task.cancel()
             await asyncio.wait({task}, timeout=ABANDON_S)
+    except asyncio.CancelledError:
+        # A client that has not even begun to close leaves its connections open: it gets a moment all the same.
+        await asyncio.wait({task}, timeout=ABANDON_S)
+        raise
     finally:
         task.cancel()
         task.add_done_callback(_outcome)

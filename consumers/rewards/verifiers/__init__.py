@@ -1,9 +1,9 @@
 """The verifiers: each judges a response's text against the prompt's reference.
 
-A new one is a module here with `VERSION`, `warm()` and `check(sample)` (see `Verifier`), its name in
-`schemas/verifiers.py`, and, where a check takes more than microseconds, its name in `_POOLED`: then it runs in the
-pool's processes under a deadline. It is imported when first used, because reasoning-gym and math-verify take seconds
-and a hundred megabytes that the service itself never pays.
+A new one is a module here with `VERSION`, `warm()`, `check_reference(reference)` and `check(sample)` (see `Verifier`),
+its name in `schemas/verifiers.py`, and, where a check takes more than microseconds, its name in `_POOLED`: then it runs
+in the pool's processes under a deadline. It is imported when first used, because reasoning-gym and math-verify take
+seconds and a hundred megabytes that the service itself never pays.
 """
 
 import functools
@@ -38,6 +38,9 @@ class Verifier(Protocol):
 
     def warm(self) -> None:
         """Imports what `check` needs, where that takes more than milliseconds. Raises VerifierError."""
+
+    def check_reference(self, reference: str | Mapping[str, Any]) -> None:
+        """Judges a reference before the run starts. Raises VerifierError where no response could be right."""
 
     def check(self, sample: Sample) -> float:
         """The share of the task that the response solves, 0..1. Raises VerifierError."""

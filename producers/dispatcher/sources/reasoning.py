@@ -1,7 +1,8 @@
 """Prompts from reasoning-gym: procedurally generated tasks with their own scorers."""
 
+import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -13,6 +14,9 @@ class ReasoningGymSource(
 ):
     """One reasoning-gym data set: `size` entries of `dataset`, drawn with `seed` and its own `config`."""
 
+    ORIGIN: ClassVar[str] = "reasoning-gym data set"
+    """Begins the origin of its prompts: entries that are scored as they are made need no further check."""
+
     dataset: Annotated[str, msgspec.Meta(min_length=1, description="the data set's name, e.g. chain_sum")]
     size: Annotated[int, msgspec.Meta(ge=1, description="entries to generate")] = 1000
     seed: Annotated[int, msgspec.Meta(ge=0, description="seed of the entries; another seed gives held-back ones")] = 0
@@ -21,7 +25,10 @@ class ReasoningGymSource(
     def load(self) -> list[Prompt]:
         """Every entry once. SourceError: a name, setting or entry that is not allowed."""
         # Imported here: it takes seconds and as much memory as the whole rest of the service.
-        from reasoning_gym.factory import DATASETS, create_dataset
+        with warnings.catch_warnings():
+            # Compiling one of its dependencies for the first time prints eight lines about the dependency's own code.
+            warnings.filterwarnings("ignore", category=SyntaxWarning, module=".*cellpylib.*")
+            from reasoning_gym.factory import DATASETS, create_dataset
 
         if self.dataset not in DATASETS:
             raise SourceError(
@@ -42,7 +49,7 @@ class ReasoningGymSource(
 
     def _prompts(self, dataset: Any) -> Iterator[Prompt]:
         for index in range(self.size):
-            origin = f"reasoning-gym data set {self.dataset} (seed {self.seed}), entry {index}"
+            origin = f"{self.ORIGIN} {self.dataset} (seed {self.seed}), entry {index}"
             generated = dataset[index]
             entry = _plain(generated, origin)
             if index == 0 and not _scored_alike(dataset, generated, entry):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def write_model(directory: Path, model_type: str = "qwen3_moe") -> None:
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
     (directory / "model.safetensors").write_bytes(b"")
-    (directory / "tokenizer.json").write_text("{}")
+    shutil.copy(Path(load(DEMO).model.path) / "tokenizer.json", directory)
 
 
 def test_twenty_lines_make_a_run(tmp_path: Path) -> None:

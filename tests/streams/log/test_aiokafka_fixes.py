@@ -157,6 +157,28 @@ async def test_a_close_that_hangs_ends_with_its_caller() -> None:
     assert closing.cancelled()
 
 
+async def test_a_client_whose_caller_is_cancelled_is_closed_all_the_same() -> None:
+    closed: list[bool] = []
+
+    async def stop() -> None:
+        await asyncio.sleep(0)
+        closed.append(True)
+
+    async def leave() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await close(stop(), 5)
+
+    leaving = asyncio.create_task(leave())
+    await asyncio.sleep(0)
+    for _ in range(2):  # the second one arrives in the close, before its first step
+        leaving.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([leaving])
+    assert leaving.cancelled() and closed
+
+
 async def test_an_error_of_a_close_that_is_not_the_brokers_is_raised() -> None:
     async def stop() -> None:
         raise ValueError("a bug")
