@@ -232,6 +232,8 @@ async def run(zygote: Zygote, log_broker: Broker, learner_directory: Path, tmp_p
         "model": str(learner_directory / "model"),
         "checkpoint_every": 2,
         "warmup_steps": 0,
+        # Processes of one run are given different ends here, which the rate would follow.
+        "decay_steps": 40,
         "learning_rate": 1e-2,
         "collective_timeout_s": 30.0,
         "fetch_timeout_s": 3.0,
