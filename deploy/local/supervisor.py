@@ -19,13 +19,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 
 from deploy.errors import USAGE, DeployError
+from deploy.local.causes import cause_of, killed_for_memory
 from deploy.local.readiness import until_ready
 from deploy.local.restarts import STRUCK, RestartPolicy, Restarts
 from deploy.local.storage import storage_obstacle
 from streams.processes.child import Child
+from streams.processes.memory_kills import memory_kills
 from streams.processes.orphan_reaper import OrphanReaper
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,6 @@ logger = logging.getLogger(__name__)
 EXIT_OUTSIDE = 75
 """Exit code of `streams.runtime.service` for a cause outside it; importing it from there would load Kafka clients."""
 
-_TAIL_BYTES = 16_384
 _KILLED_S = 10.0
 _REAPER_S = 5.0
 _MATE_S = 3.0
@@ -75,15 +76,15 @@ class _End:
 
     name: str
     code: int | None
-    last_line: str
+    cause: str
     log: Path
     served_s: float
     outside: str | None
 
     def __str__(self) -> str:
         if self.code is None:
-            return f"{self.name} could not be started: {self.last_line}"
-        return f"{self.name} ended with {_code_text(self.code)}: {self.last_line} (see {self.log})"
+            return f"{self.name} could not be started: {self.cause}"
+        return f"{self.name} ended with {_code_text(self.code)}: {self.cause} (see {self.log})"
 
 
 class Supervisor:
@@ -163,6 +164,8 @@ class Supervisor:
         """Starts the unit and waits until all of it has ended; how the first of it did."""
         children = self._children[unit.service]
         children.clear()
+        kills = memory_kills()
+        sizes = {spec.name: spec.log.stat().st_size if spec.log.exists() else 0 for spec in unit.processes}
         for spec in unit.processes:
             try:
                 child = Child.start(spec.argv, log=spec.log, pid_file=spec.pid_file, env=spec.env, name=spec.name)
@@ -179,7 +182,10 @@ class Supervisor:
             ready.cancel()
         served_s = max(0.0, ended_s - ready.result()) if ready.done() and not ready.cancelled() else 0.0
         outside = None if stopping.is_set() else await self._outside_cause(first, served_s)
-        return _End(first.name, first.returncode, last_line(first.log), first.log, served_s, outside)
+        cause = cause_of(first.log, sizes[first.name])
+        if first.returncode == -SIGKILL and (kills or 0) < (memory_kills() or 0):
+            cause = killed_for_memory(unit.service)
+        return _End(first.name, first.returncode, cause, first.log, served_s, outside)
 
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:
@@ -221,7 +227,7 @@ class Supervisor:
         await _wait_ended(everyone, max(0.0, deadline - time.monotonic()), self._killed)
         for child in everyone:
             if child.alive() and not self._killed.is_set():
-                self._note(f"{child.name} did not stop within {self._stop_s:g} s and is killed: {last_line(child.log)}")
+                self._note(f"{child.name} did not stop within {self._stop_s:g} s and is killed: {cause_of(child.log)}")
             child.kill()
         await _wait_ended(everyone, _KILLED_S, asyncio.Event())
 
@@ -262,18 +268,6 @@ async def _wait_ended(children: Sequence[Child], patience_s: float, killed: asyn
 async def _gathered(ends: Sequence[asyncio.Task[int]]) -> bool:
     await asyncio.wait(ends)
     return True
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank, at most 400 characters."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return "it wrote no log"
-    written = [line.strip() for line in lines if line.strip()]
-    return written[-1][:400] if written else "its log is empty"
 
 
 def _code_text(code: int | None) -> str:

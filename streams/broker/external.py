@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from typing import ClassVar, Literal
@@ -9,6 +10,8 @@ from typing import ClassVar, Literal
 from streams.broker.base import Broker, BrokerError
 from streams.broker.ready import parse_bootstrap, wait_ready
 from streams.broker.settings import BrokerSettings
+
+_log = logging.getLogger(__name__)
 
 
 class ExternalBroker(Broker):
@@ -28,7 +31,7 @@ class ExternalBroker(Broker):
     def start(self, deadline_s: float = 60.0) -> None:
         self._stopped.clear()
         try:
-            wait_ready(self._bootstrap, deadline_s, self._pause)
+            wait_ready(self._bootstrap, deadline_s, self._pause, _log.warning)
         except BrokerError as error:
             raise BrokerError(f"{error}; is broker.bootstrap_servers right, and is the cluster up?") from None
 

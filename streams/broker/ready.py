@@ -20,6 +20,10 @@ _COORDINATORS = {"group": 0, "transaction": 1}
 _ANSWER_MAX_BYTES = 1 << 20
 _POLL_S = 0.03
 
+SAY_AFTER_S = 4.0
+SAY_EVERY_S = 10.0
+"""A person who waits for a broker that is not there learns it within five seconds."""
+
 
 def parse_bootstrap(servers: str) -> list[tuple[str, int]]:
     """`"a:1,b:2"` → `[("a", 1), ("b", 2)]`. Raises `BrokerConfigurationError` naming a wrong entry."""
@@ -32,20 +36,27 @@ def parse_bootstrap(servers: str) -> list[tuple[str, int]]:
     return addresses
 
 
-def wait_ready(bootstrap: str, deadline_s: float, pause: Callable[[float], object]) -> None:
+def wait_ready(
+    bootstrap: str, deadline_s: float, pause: Callable[[float], object], say: Callable[[str], object] | None = None
+) -> None:
     """Blocks until one of the servers answers ApiVersions and knows a group and a transaction coordinator.
 
     `pause(seconds)` is called between attempts; it may raise to give up early, say because the process died. Raises
-    `BrokerError` at the deadline, naming the address and what it was waiting for.
+    `BrokerError` at the deadline, naming the address and what it was waiting for. `say` is called with a sentence after
+    SAY_AFTER_S seconds and then every SAY_EVERY_S.
     """
     addresses = parse_bootstrap(bootstrap)
-    deadline = time.monotonic() + deadline_s
+    began_s = time.monotonic()
+    deadline, say_s = began_s + deadline_s, began_s + SAY_AFTER_S
     while True:
         obstacles = [_obstacle(host, port, deadline) for host, port in addresses]
         if None in obstacles:
             return
         if time.monotonic() >= deadline:
             raise BrokerError(f"broker at {bootstrap} is not ready after {deadline_s:g} s: {obstacles[0]}")
+        if say is not None and (now_s := time.monotonic()) >= say_s:
+            say_s = now_s + SAY_EVERY_S
+            say(f"the broker at {bootstrap} is not reachable since {now_s - began_s:.0f} s: {obstacles[0]}")
         pause(_POLL_S)
 
 

@@ -20,11 +20,13 @@ from producers.rollouts.engine.generation import Generation
 from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
 from schemas import Sampling
+from streams.processes.memory_kills import memory_kills
 from streams.runtime.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 
 _ASK_EVERY_S: Final = 5.0
+_LOWER: Final = "producer.kv_cache_bytes, producer.max_num_batched_tokens or producer.max_num_seqs"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SupervisedEngine:
     def __init__(self, settings: EngineSettings, policy: EngineRestarts | None = None) -> None:
         self.incarnation = 0
         self.last_failure: str | None = None
+        self._memory_kills = memory_kills()
         self.prepare: Callable[[], Awaitable[None]] | None = None
         self._settings = settings
         self._policy = policy or EngineRestarts()
@@ -149,6 +152,9 @@ class SupervisedEngine:
     async def _started_again(self) -> bool:
         """Start the next incarnation, to which no requests go yet; False where it failed at once."""
         policy, failure = self._policy, self._engine.liveness.failure
+        if (self._memory_kills or 0) < (kills := memory_kills() or 0):
+            failure = f"{failure} (the kernel killed it for want of memory: lower {_LOWER})"
+            self._memory_kills = kills
         self._barren = 1 if self._completed else self._barren + 1
         self._completed = 0
         if self._barren >= policy.max_barren:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from deploy.local.restarts import RestartPolicy
-from deploy.local.supervisor import _MATE_S, GaveUpError, Supervisor, last_line
+from deploy.local.supervisor import _MATE_S, GaveUpError, Supervisor
 from tests.builders import until
 from tests.deploy.local.small_programs import (
     DEADLINE_S,
@@ -167,12 +167,3 @@ async def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     supervisor.kill()
     await asyncio.to_thread(supervisor.wait, DEADLINE_S)
     await until("for everything below it to end", lambda: all(gone(process.pid) for process in below))
-
-
-def test_last_line_of_a_log(tmp_path: Path) -> None:
-    log = tmp_path / "a.log"
-    assert last_line(log) == "it wrote no log"
-    log.write_text("")
-    assert last_line(log) == "its log is empty"
-    log.write_text("one\ntwo\n\n")
-    assert last_line(log) == "two"
