@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from analysis.errors import AnalysisError, RequestError
+from analysis.history.records import clock
 from analysis.history.weight_versions import WeightVersions
 from streams.blobs.store import BlobStore
 from streams.weights import StoredTensor, apply_deltas, chain_to, fetch_anchor, read_file, write_file
@@ -44,6 +45,8 @@ def export(published: WeightVersions, version: int, model: Path, blobs: BlobStor
         whole.mkdir(mode=0o755)
         names = _write_weights([*(read_file(file.path) for file in held.files), *_heads(model)], whole)
         names += _copy_rest(model, whole)
+        (whole / "README.md").write_text(_readme(published, version, model), encoding="utf-8")
+        names = sorted({*names, "README.md"})
         whole.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -82,9 +85,33 @@ def _write_weights(files: list[dict[str, StoredTensor]], out: Path) -> list[str]
     return names
 
 
+def _readme(published: WeightVersions, version: int, model: Path) -> str:
+    """The export's own: the model directory's describes what the run began with."""
+    event = published.events[version]
+    began = "" if not (model / "README.md").is_file() else " Its README describes the model before that."
+    return f"""# {model.name}, weights {version}
+
+Trained by eachprompt for {event.parent_step} steps from the model {model.name}.{began}
+
+| | |
+|---|---|
+| weights | version {version}, digest `{event.digest or "none"}` |
+| published | {clock(event.time_s)} |
+| made of | versions {", ".join(map(str, published.made_of(version) or [version]))} |
+| precision | bfloat16 (published as {event.precision}) |
+
+`transformers` and vLLM load this directory as it is:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("THIS_DIRECTORY", dtype="bfloat16")
+"""
+
+
 def _copy_rest(model: Path, out: Path) -> list[str]:
     names = []
     for path in sorted(model.iterdir()):
+        if path.name == "README.md":
+            continue
         if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHTS):
             shutil.copyfile(path, out / path.name)
             names.append(path.name)

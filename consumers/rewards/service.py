@@ -19,7 +19,7 @@ REWARDS: Final = SERVICES["rewards"]
 
 async def main(service: ServiceContext, settings: RewardSettings) -> None:
     """Serve until the service is asked to stop."""
-    detokeniser = Detokeniser(Path(settings.model))
+    detokeniser = Detokeniser(Path(settings.model), settings.special_tokens == "keep")
     async with VerifierPool(settings.pool_size, settings.timeout_s) as pool:
         if pooled := [name for name in settings.prewarm if is_pooled(name)]:
             try:

@@ -44,6 +44,10 @@ class RewardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Literal["wrong", "verify"],
         Meta(description="a response cut off at max_tokens: wrong whatever it says, or judged like any other"),
     ] = "wrong"
+    special_tokens: Annotated[
+        Literal["strip", "keep"],
+        Meta(description="whether verifiers see special tokens as text, such as <think> where it is one"),
+    ] = "strip"
     length: LengthPenalty = LengthPenalty()
     repetition: RepetitionPenalty = RepetitionPenalty()
 

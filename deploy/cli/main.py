@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 failed, 2 usage or configuration error, reported in one li
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's own); returns the exit code."""
     try:
         chosen, arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        if arguments.subcommand != "run":
+            # A tool recovers from what Kafka's clients log (a leader that has just moved); a service has a file for it.
+            for client in ("aiokafka", "kafka"):
+                logging.getLogger(client).setLevel(logging.CRITICAL)
         return chosen.run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", FAILED)

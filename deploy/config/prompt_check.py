@@ -43,6 +43,8 @@ def check_lengths(config: RunConfig, prompts: Sequence[Prompt]) -> None:
             tokens = len(encoder.encode(prompt.text, prompt.messages))
         except Poison as error:
             raise ConfigError(f"{prompt.origin}: {error}") from None
+        except ConfigurationError as error:
+            raise ConfigError(str(error)) from None
         longest = max(longest, tokens)
         if tokens >= room:
             too_long.append((prompt, tokens))

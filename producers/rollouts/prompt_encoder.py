@@ -35,7 +35,10 @@ class PromptEncoder:
         self._chat: Any = None
 
     def encode(self, prompt: str | None, messages: Sequence[Message] | None) -> npt.NDArray[np.uint32]:
-        """Token ids u4 `[prompt tokens]` of exactly one of both. Poison: nothing is left of it, or no chat template."""
+        """Token ids u4 `[prompt tokens]` of exactly one of both.
+
+        Poison: nothing is left of it, or no chat template. ConfigurationError: the template's tokenizer does not load.
+        """
         if messages is None:
             ids = self._tokenizer.encode(prompt or "", add_special_tokens=True).ids
         else:
@@ -61,7 +64,12 @@ class PromptEncoder:
             # Imported here: it takes seconds, and text prompts never need it.
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(str(self._model), local_files_only=True)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(str(self._model), local_files_only=True)
+            except (OSError, ValueError, ImportError, LookupError) as error:
+                raise ConfigurationError(
+                    f"the tokenizer of model directory {self._model} cannot be loaded for its chat template: {error}"
+                ) from error
 
             def render(turns: list[dict[str, str]]) -> str:
                 rendered: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -74,4 +82,7 @@ class PromptEncoder:
         if (self._model / "chat_template.jinja").is_file() or (self._model / "chat_template.json").is_file():
             return True
         path = self._model / "tokenizer_config.json"
-        return path.is_file() and bool(json.loads(path.read_bytes()).get("chat_template"))
+        try:
+            return path.is_file() and bool(json.loads(path.read_bytes()).get("chat_template"))
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigurationError(f"{path} is no tokenizer configuration: {error}") from error

@@ -35,6 +35,9 @@ from consumers.rewards.verifiers.answers import (
 
 VERSION: Final = "2"
 
+_OTHER: Final = "271828.1828"
+"""An answer that no reference means."""
+
 _PLAIN: Final = re.compile(r"-?\d{1,30}")
 
 
@@ -50,6 +53,9 @@ def check_reference(reference: str | Mapping[str, Any]) -> None:
         return  # Most answers of most data sets: the grammar takes milliseconds for each.
     expected = read_reference(reference)
     responses = (given if is_boxed(given) else f"\\boxed{{{given}}}", f"\\boxed{{{expected.text}}}")
+    # Where another answer makes the grammar hang, every wrong response would cost its time-out.
+    if check(Sample(f"\\boxed{{{_OTHER}}}", reference)) == 1.0:
+        raise VerifierError(f"reference {given!r}, read as {expected.text!r}, takes {_OTHER} for right")
     if not any(check(Sample(response, reference)) == 1.0 for response in responses):
         raise VerifierError(f"reference {given!r}, read as {expected.text!r}, is not judged right as its own answer")
 

@@ -230,4 +230,7 @@ def test_an_export_has_the_prediction_heads_of_the_model_directory(run: Run, tmp
         assert np.array_equal(written[name].bits, tensor.bits), name
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == written.keys()
-    assert {"config.json", *index["weight_map"].values()} <= set(names)
+    assert {"config.json", "README.md", *index["weight_map"].values()} <= set(names)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert f"weights 3\n\nTrained by eachprompt for {versions.events[3].parent_step} steps" in readme
+    assert readme != (MODEL / "README.md").read_text()

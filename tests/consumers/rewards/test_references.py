@@ -30,6 +30,7 @@ def test_each_form_that_data_sets_have_is_readable() -> None:
     [
         ("math_verify", "", "reference '' is empty"),
         ("math_verify", "\\foo{", "is no formula, number, word or option letter that can be read"),
+        ("math_verify", "271828.1828", "takes 271828.1828 for right"),
         ("math_verify", {"answer": 3}, "reference has answer 3 and not a text"),
         ("exact_match", "  ", "has an empty answer, so that an empty response is right"),
         ("exact_match", {"answer": "4", "after": ""}, "reference has after ''"),

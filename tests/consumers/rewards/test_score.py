@@ -15,6 +15,7 @@ from schemas import NDArray, Ref, RolloutCompleted, RolloutScored, WeightSpan
 from streams.errors import ConfigurationError, Poison
 from streams.record import Output, Record
 from tests.builders import step_completed
+from tests.consumers.conftest import ALPHABET, EOS
 
 MakeRollout = Callable[..., RolloutCompleted]
 Score = Callable[..., Awaitable[RolloutScored]]
@@ -153,6 +154,12 @@ async def test_the_score_goes_to_the_groups_partition(
     step = step_completed(0)
     with pytest.raises(Poison, match="StepCompleted is not RolloutCompleted"):
         await worker.handle(step, RECORD, emit)
+
+
+def test_special_tokens_are_kept_where_asked_for_and_what_ends_a_response_never_is(model: Path) -> None:
+    ids = NDArray.of(np.array([1, EOS, 2, EOS, EOS], np.uint32))
+    assert Detokeniser(model).text(ids) == ALPHABET[1] + ALPHABET[2]
+    assert Detokeniser(model, keep_special=True).text(ids) == f"{ALPHABET[1]}<eos>{ALPHABET[2]}"
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
