@@ -37,7 +37,7 @@ def as_text(summary: Summary) -> str:
         ("learner idle", "-" if summary.learner_idle_share is None else f"{summary.learner_idle_share:.0%}"),
         ("router replay", _replay(summary)),
         ("broker", summary.broker),
-        ("rollouts", f"{audit.produced} produced: {ends}; in flight {audit.in_flight}"),
+        ("rollouts", f"{audit.produced} produced: {ends}; left over {audit.in_flight}"),
         ("audit", f"unaccounted {audit.unaccounted}, trained twice {audit.trained_twice}"),
     ]
     return "\n".join(f"{name:>22}  {value}" for name, value in rows)

@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from analysis.history.read import Period, audit_of
     from deploy.cli.printing import print_json
     from deploy.local.open_log import run_log
+    from schemas import StepCompleted
 
     if None not in (arguments.since, arguments.until) and arguments.since >= arguments.until:
         raise ConfigError("--since is not before --until, so no rollout would be judged; allowed: an earlier --since")
@@ -71,27 +72,33 @@ def run(arguments: argparse.Namespace) -> int:
     period = Period(arguments.since, arguments.until)
     with run_log(config) as log, _progress() as on_progress:
         audit = audit_of(log, period=period, on_progress=on_progress, digests=arguments.digests)
+        over = (
+            0
+            < config.run.steps
+            <= max((event.step for event, _ in log.events("steps") if isinstance(event, StepCompleted)), default=0)
+        )
     if arguments.json:
         print_json(audit)
     else:
-        _print(audit, arguments.digests)
+        _print(audit, arguments.digests, over)
         _print_changes(config.directory)
     return 0 if audit.clean else FAILED
 
 
-def _print(audit: "Audit", digests: bool) -> None:
+def _print(audit: "Audit", digests: bool, over: bool) -> None:
+    """`over`: the run has its last step, so that what is in flight is left over and waits for nothing."""
     from deploy.cli.printing import print_table
 
     rows: list[tuple[str, object]] = [("produced", audit.produced)]
     rows += [(f"  {name}", n) for name, n in audit.dispositions.items() if n]
-    rows += [("  in flight", audit.in_flight)]
-    rows += [(f"    waiting {name}", n) for name, n in audit.in_flight_waiting.items() if n]
+    rows += [("  left over, after the last step" if over else "  in flight", audit.in_flight)]
+    rows += [(f"    {'' if over else 'waiting '}{name}", n) for name, n in audit.in_flight_waiting.items() if n]
     rows += [("unaccounted", audit.unaccounted), ("duplicated", audit.duplicated)]
     rows += [("trained twice", audit.trained_twice)]
     print_table(("rollouts", ""), rows)
     if digests or audit.altered:
         print(f"\nsteps whose digest agrees with the log: {audit.steps_verified}, contradicts it: {audit.altered}")
-    if audit.in_flight_oldest:
+    if audit.in_flight_oldest and not over:
         print("\nin flight, the oldest:")
         oldest = audit.in_flight_oldest[:_SHOWN]
         print_table(
