@@ -44,8 +44,9 @@ class PublishSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
         True
     )
     canary_bound: Annotated[
-        float, Meta(gt=0, description="mean |Δ log p| between a producer and the learner that raises an alarm")
-    ] = 0.2
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="mean |Δ log p| to a producer that is an alarm; left out: 6 times its engine's own rounding"),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.kind == "delta" and self.anchor_every == 1:

@@ -257,12 +257,16 @@ class WeightFile(Part, frozen=True, kw_only=True):
 class Canary(Part, frozen=True, kw_only=True):
     """A fixed set of sequences and their log-probabilities by the learner's own weights, for producers to compare with.
 
-    `token_ids` u4 `[sequences, tokens]`; `logprobs` f4 `[sequences, tokens - 1]`, of every token but the first, routed
-    natively.
+    `token_ids` u4 `[sequences, tokens]`, zeros behind the end of a shorter sequence; `logprobs` f4 `[sequences, tokens
+    - 1]`, of every token but the first, routed natively. `judged` u1 of the same shape is 1 where producers are
+    compared: the tokens that a policy sampled; None (as in earlier records): everywhere. `rounding`: the mean |Δ log p|
+    between the learner and the engine that sampled the run's first set, at the version that sampled it; None: unknown.
     """
 
     token_ids: NDArray
     logprobs: NDArray
+    judged: NDArray | None = None
+    rounding: Finite | None = None
 
     def __post_init__(self) -> None:
         ids, logprobs = self.token_ids, self.logprobs
@@ -272,6 +276,21 @@ class Canary(Part, frozen=True, kw_only=True):
             raise ValueError(f"a canary has {list(logprobs.shape)} log-probs for ids {list(ids.shape)}")
         if not np.isfinite(logprobs.numpy()).all():
             raise ValueError("a canary has a log-prob that is not finite")
+        if self.judged is not None and (self.judged.dtype != "u1" or self.judged.shape != logprobs.shape):
+            raise ValueError(f"a canary judges {self.judged.dtype}{list(self.judged.shape)} of {list(logprobs.shape)}")
+
+    def compared(self) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """bool `[sequences, tokens - 1]`: where producers are compared."""
+        if self.judged is None:
+            return np.ones(self.logprobs.shape, bool)
+        found: np.ndarray[Any, np.dtype[np.bool_]] = self.judged.numpy() != 0
+        return found
+
+    def rows(self) -> list[list[int]]:
+        """Each sequence's token ids, up to the last one that is compared."""
+        judged = self.compared()
+        ends = [int(np.flatnonzero(row)[-1]) + 2 if row.any() else 2 for row in judged]
+        return [ids[:end] for ids, end in zip(self.token_ids.numpy().tolist(), ends, strict=True)]
 
 
 class Rejected(Part, frozen=True, kw_only=True):

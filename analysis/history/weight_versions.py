@@ -40,9 +40,11 @@ class WeightVersions:
         measured = [logprobs.numpy() for (scored, _), logprobs in self.scored.items() if scored == version]
         if canary is None or not measured:
             return None
-        own = canary.logprobs.numpy()
+        own, judged = canary.logprobs.numpy(), canary.compared()
         return max(
-            float(np.abs(own - other).mean()) if other.shape == own.shape and np.isfinite(other).all() else 1e300
+            float(np.abs(own - other)[judged].mean())
+            if other.shape == own.shape and np.isfinite(other[judged]).all()
+            else 1e300
             for other in measured
         )
 

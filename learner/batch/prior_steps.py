@@ -1,12 +1,11 @@
 """What the log holds of steps after the checkpoint: an earlier process did them, and this one does them again."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import numpy as np
 
-from schemas import Event, StepCompleted, WeightsPublished
+from schemas import Canary, Event, StepCompleted, WeightsPublished
 from streams.log.clients import Log
 from streams.log.tail import Tail, read_tail
 
@@ -24,25 +23,21 @@ class PriorSteps(msgspec.Struct, frozen=True):
         published: the newest weights version on the log, 0 where there is none.
         rejected: by rollout id, why a rollout of a batch from `next_batch` on was not trained on. It is not trained on
             now either, even if it can be read by now: the step's weights are on the log and must come out the same.
-        canary: token ids of the canary set that producers score, empty where none was published.
+        canary: the canary that was published last, whose set is scored again; None where none was.
     """
 
     published: int = 0
     rejected: Mapping[str, str] = msgspec.field(default_factory=dict)
-    canary: tuple[tuple[int, ...], ...] = ()
-
-    def canary_ids(self) -> np.ndarray[Any, np.dtype[np.uint32]] | None:
-        """The canary set as uint32 `[sequences, tokens]`; None where none was published."""
-        return np.array(self.canary, np.uint32) if self.canary else None
+    canary: Canary | None = None
 
     def encode(self) -> bytes:
-        """As JSON, for the exchange with the other ranks."""
-        return msgspec.json.encode(self)
+        """As MessagePack, for the exchange with the other ranks."""
+        return msgspec.msgpack.encode(self)
 
 
 def decode_prior_steps(data: bytes) -> PriorSteps:
     """The inverse of `PriorSteps.encode`."""
-    return msgspec.json.decode(data, type=PriorSteps)
+    return msgspec.msgpack.decode(data, type=PriorSteps)
 
 
 async def read_prior_steps(log: Log, next_batch: int, unsaved: int) -> PriorSteps:
@@ -64,11 +59,11 @@ async def read_prior_steps(log: Log, next_batch: int, unsaved: int) -> PriorStep
         if isinstance(event, StepCompleted):
             rejected.update((each.rollout_id, each.reason) for each in event.rejected)
     published = 0
-    canary: tuple[tuple[int, ...], ...] = ()
+    canary: Canary | None = None
     weights = Tail("weights", newest=_WEIGHTS_TAIL, holding=lambda event: isinstance(event, WeightsPublished))
     for event, _ in await read_tail(log, weights, None, 0.0):
         if isinstance(event, WeightsPublished):
             published = max(published, event.version)
             if event.canary is not None:
-                canary = tuple(map(tuple, event.canary.token_ids.numpy().tolist()))
+                canary = event.canary
     return PriorSteps(published, rejected, canary)

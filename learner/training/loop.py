@@ -100,7 +100,7 @@ class Training:
         self._phases.end("checkpoint")
         prior = await self._read_prior_steps()
         self._published_step = min(self._position.step, prior.published)
-        self._canary = CanarySet(components.policy, components.ranks, prior.canary_ids())
+        self._canary = CanarySet(components.policy, components.ranks, prior.canary)
         config = LoaderConfig(self._rank, settings.ranks, components.shape, settings.fetch_timeout_s, prior.rejected)
         self._loader = BatchLoader(service, config, self._position.offset, self._position.next_batch)
         service.spawn(self._loader.fill(), "batch loader")
@@ -166,6 +166,9 @@ class Training:
         attributes = {names.STEP: step, names.VERSION: step + 1}
         self._training_since = (batch.plan.batch, started)
         with tracing.span(names.TRAIN, links=[batch.record], attributes=attributes):
+            if self._settings.publish.canary:
+                # Before the update: the engine's recorded log-probs are compared under the weights that sampled them.
+                await self._collective(partial(self._canary.prepare, batch.micro_batches))
             report = await self._collective(partial(self._components.trainer.train, batch.micro_batches, step))
         self._training_since = None
         self._position = Position(
@@ -240,7 +243,7 @@ class Training:
 
     async def _publish(self, batch: LoadedBatch | None = None) -> None:
         """Gather the weights now and upload them while training continues; one upload at a time."""
-        whole, canary = await self._collective(partial(self._gather, batch))
+        whole, canary = await self._collective(self._gather)
         self._published_step = self._position.step
         if self._publisher is not None:
             await self._upload_done()
@@ -248,12 +251,12 @@ class Training:
             uploading = self._publisher.weights(whole, self._position.step, record, canary)
             self._publishing = self._service.spawn(uploading, f"publish v{self._position.step}")
 
-    def _gather(self, batch: LoadedBatch | None) -> tuple[dict[str, Tensor], Canary | None]:
+    def _gather(self) -> tuple[dict[str, Tensor], Canary | None]:
         """Whole weights on rank 0, and the canary's log-probs under them on every rank. Blocking and collective."""
         whole = gather(self._components.policy, self._rank)
         if not self._settings.publish.canary:
             return whole, None
-        return whole, self._canary.score(() if batch is None else batch.micro_batches)
+        return whole, self._canary.score()
 
     async def _upload_done(self) -> None:
         if self._publishing is not None:

@@ -1,8 +1,17 @@
-"""The canary: a fixed set of sequences that the learner scores when it publishes and every producer after applying.
+"""The canary: a small set of sequences that the learner scores when it publishes and every producer after applying.
 
 Both sides compute the log-probs of the same tokens under the same version; where they differ by more than rounding, the
 weights that generate are not those that are trained (a reload that went wrong, a kernel that reads them in another
 layout), and every importance ratio from then on is wrong without any other sign.
+
+Only tokens that the policy sampled are compared, in the context in which they were sampled, from all parts of
+responses to different prompts. On what a policy never says rounding alone moves log-probs by tenths: four copies of a
+chat template's system prompt gave 0.57 in a healthy run. The set is chosen anew every RENEWED_EVERY publications, since
+what the policy said long ago it may not say any more.
+
+How much rounding there is, the engine itself has shown: before the first update the set's recorded log-probs are those
+of version 0 by the engine, and the learner computes its own of the same version. A drift is a fault where it is FACTOR
+times that.
 """
 
 import logging
@@ -24,73 +33,159 @@ from streams.record import Record
 logger = logging.getLogger(__name__)
 
 SEQUENCES: Final = 4
-TOKENS: Final = 32
+TOKENS: Final = 512
+"""Of a sequence, prompt included: with four of them a small part of what a step computes."""
+
+RENEWED_EVERY: Final = 50
+
+FACTOR: Final = 6.0
+"""Over a run of the demo the drift of a healthy producer varies between half and four times what it was at first; the
+faults that are known are thirty times it and more."""
+
+FLOOR: Final = 0.02
+"""The smallest bound: with equal precisions on both sides there may be hardly any rounding in the first batch."""
+
+UNKNOWN: Final = 0.2
+"""The bound where the rounding is not known: sets of earlier versions, or sampled at another temperature than 1."""
+
 _KEPT_VERSIONS: Final = 64
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 
 
-class CanarySet:
-    """The learner's half: the set, chosen once from the first batch of a run, and its scores under the present weights.
+class Chosen(msgspec.Struct, frozen=True):
+    """One sequence of the set: its tokens, which of all but the first are compared, and the engine's log-probs of them.
 
-    Real rollouts and not random tokens: on what a policy never generates, rounding alone moves log-probs by tenths
-    (0.25 on the demo's model with an FP8 KV cache), and a fault has to be larger than that to be seen.
+    `engine` is None where the engine's figures are not comparable: of older weights, or at another temperature.
     """
 
-    def __init__(self, policy: Policy, ranks: RankGroup, ids: Ids | None) -> None:
-        """`ids`: the set that an earlier process published."""
+    tokens: list[int]
+    judged: list[bool]
+    engine: list[float] | None
+
+
+class CanarySet:
+    """The learner's half: the set, and its scores under the present weights. All methods are collective."""
+
+    def __init__(self, policy: Policy, ranks: RankGroup, published: Canary | None) -> None:
+        """`published`: the set and the rounding of an earlier process, whose scores are not used."""
         self._policy = policy
         self._ranks = ranks
-        self._ids = ids
+        self._set = published
+        self._scored = 0
 
-    def score(self, micro_batches: Sequence[Sequence[Rollout]]) -> Canary | None:
-        """Collective, with each rank's micro-batches of the batch just trained on. None: nothing could be chosen."""
-        if self._ids is None:
-            # Every rank proposes of what it has, and all take the first proposal.
-            proposals = self._ranks.exchange(msgspec.json.encode(choose(micro_batches)))
-            chosen = next((found for each in proposals if (found := msgspec.json.decode(each))), None)
-            if chosen is None:
-                return None
-            self._ids = np.array(chosen, np.uint32)
-        return score(self._policy, self._ids, self._ranks.device)
+    def prepare(self, micro_batches: Sequence[Sequence[Rollout]]) -> None:
+        """Before a step, with each rank's micro-batches of its batch: choose a set, where there is none yet or anew."""
+        if self._set is not None and self._scored < RENEWED_EVERY:
+            return
+        # Every rank proposes of what it has, and all take the first proposal.
+        proposals = self._ranks.exchange(msgspec.json.encode(choose(micro_batches)))
+        chosen = next((found for each in proposals if (found := msgspec.json.decode(each, type=list[Chosen]))), None)
+        if chosen is None:
+            return
+        own = score(self._policy, chosen, self._ranks.device)
+        known = None if self._set is None else self._set.rounding
+        self._set = msgspec.structs.replace(own, rounding=_rounding(own, chosen) if known is None else known)
+        self._scored = 0
+
+    def score(self) -> Canary | None:
+        """The set under the present weights. None: nothing could be chosen so far."""
+        if self._set is None:
+            return None
+        self._scored += 1
+        self._set = _scored(self._policy, self._set, self._ranks.device)
+        return self._set
 
 
-def choose(micro_batches: Sequence[Sequence[Rollout]]) -> list[list[int]]:
-    """The longest sequences, cut to the same length of at most `TOKENS`; none where none has two tokens."""
-    tokens = [rollout.tokens.tolist() for micro in micro_batches for rollout in micro if len(rollout.tokens) > 1]
-    longest = sorted(tokens, key=len, reverse=True)[:SEQUENCES]
-    return [each[: min(TOKENS, len(longest[-1]))] for each in longest]
+def choose(micro_batches: Sequence[Sequence[Rollout]]) -> list[Chosen]:
+    """Sequences of different prompts with the most sampled tokens; those that fit whole come first."""
+    rollouts = [rollout for micro in micro_batches for rollout in micro]
+    candidates = [(rollout, chosen) for rollout in rollouts if any((chosen := _cut(rollout)).judged)]
+    candidates.sort(key=lambda item: (len(item[0].tokens) > TOKENS, -sum(item[1].judged)))
+    by_prompt: dict[tuple[int, ...], Chosen] = {}
+    for rollout, chosen in candidates:
+        by_prompt.setdefault(tuple(rollout.tokens[: rollout.prompt_tokens].tolist()), chosen)
+    return list(by_prompt.values())[:SEQUENCES]
 
 
-@torch.no_grad()
-def score(policy: Policy, ids: Ids, device: torch.device) -> Canary:
-    """`ids` u4 `[sequences, tokens]` under the present weights, routed natively. Collective: all ranks, same ids."""
-    logp, _ = policy(canary_row(ids).to(device))
-    # Without a backward the root stays whole, and checkpoints are made of the shards.
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
-    return Canary(
-        token_ids=NDArray.of(ids),
-        logprobs=NDArray.of(logp.float().cpu().numpy().reshape(ids.shape[0], ids.shape[1] - 1)),
+def _cut(rollout: Rollout) -> Chosen:
+    # An engine that scores samples one token more: a sequence as long as the model takes would be refused.
+    length = min(TOKENS, len(rollout.tokens) - 1)
+    responses = len(rollout.tokens) - rollout.prompt_tokens
+    sampled = [True] * responses if rollout.sampled is None else rollout.sampled.tolist()
+    before = rollout.prompt_tokens - 1
+    comparable = rollout.staleness == 0 and rollout.temperature == 1.0
+    return Chosen(
+        tokens=rollout.tokens[:length].tolist(),
+        judged=([False] * before + sampled)[: max(0, length - 1)],
+        engine=([0.0] * before + rollout.logp_rollout.tolist())[: max(0, length - 1)] if comparable else None,
     )
 
 
-def canary_row(ids: Ids) -> PackedRow:
+def _rounding(own: Canary, chosen: Sequence[Chosen]) -> float | None:
+    """Mean |Δ log p| to what the engine recorded when it sampled; None where it recorded nothing comparable."""
+    if any(each.engine is None for each in chosen):
+        return None
+    deltas = [
+        abs(own.logprobs.numpy()[row, at] - (each.engine or [])[at])
+        for row, each in enumerate(chosen)
+        for at in range(len(each.judged))
+        if each.judged[at]
+    ]
+    return float(np.mean(deltas))
+
+
+def score(policy: Policy, chosen: Sequence[Chosen], device: torch.device) -> Canary:
+    """The chosen sequences under the present weights, as a set of its own. Collective."""
+    longest = max(len(each.tokens) for each in chosen)
+    ids = np.zeros((len(chosen), longest), np.uint32)
+    judged = np.zeros((len(chosen), longest - 1), np.uint8)
+    for row, each in enumerate(chosen):
+        ids[row, : len(each.tokens)] = each.tokens
+        judged[row, : len(each.judged)] = each.judged
+    nothing = np.zeros(judged.shape, np.float32)
+    unscored = Canary(token_ids=NDArray.of(ids), logprobs=NDArray.of(nothing), judged=NDArray.of(judged))
+    return _scored(policy, unscored, device)
+
+
+@torch.no_grad()
+def _scored(policy: Policy, canary: Canary, device: torch.device) -> Canary:
+    """The same set with its log-probs under the present weights, routed natively. Collective: all ranks, same set."""
+    rows = canary.rows()
+    logp, _ = policy(canary_row(rows).to(device))
+    # Without a backward the root stays whole, and checkpoints are made of the shards.
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+    logprobs = np.zeros(canary.logprobs.shape, np.float32)
+    parts = torch.split(logp.float().cpu(), [len(row) - 1 for row in rows])
+    for number, part in enumerate(parts):
+        logprobs[number, : len(part)] = part.numpy()
+    return msgspec.structs.replace(canary, logprobs=NDArray.of(logprobs))
+
+
+def canary_row(rows: Sequence[Sequence[int]]) -> PackedRow:
     """All sequences in one row; each one's first token is its prompt."""
     return pack_rollouts(
         [
             Rollout(
                 rollout_id=f"canary.{index}",
-                tokens=torch.from_numpy(each.astype(np.int64)),
+                tokens=torch.tensor(each, dtype=torch.int64),
                 prompt_tokens=1,
                 logp_rollout=torch.zeros(len(each) - 1),
                 routes=None,
                 advantage=0.0,
                 reward=0.0,
             )
-            for index, each in enumerate(ids)
+            for index, each in enumerate(rows)
         ]
     )
+
+
+def bound_of(canary: Canary, setting: float | None) -> float:
+    """The mean |Δ log p| above which a producer's scores are a fault: `setting`, else of what its engine has shown."""
+    if setting is not None:
+        return setting
+    return UNKNOWN if canary.rounding is None else max(FLOOR, FACTOR * canary.rounding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +201,13 @@ class Drift:
 class CanaryWatch:
     """Compares producers' scores with the published ones, both read from the log, in whichever order they come.
 
-    A drift whose mean is above `bound` is logged and counted; figures go to `gauge`. `on_refused` is called with
-    a version that a producer could not use.
+    A drift whose mean is above the bound (`bound_of`) is logged and counted; figures go to `gauge`. `on_refused` is
+    called with a version that a producer could not use.
     """
 
-    def __init__(self, bound: float, gauge: Callable[[str, float], None], on_refused: Callable[[int], None]) -> None:
+    def __init__(
+        self, bound: float | None, gauge: Callable[[str, float], None], on_refused: Callable[[int], None]
+    ) -> None:
         self.alarms = 0
         self._bound = bound
         self._gauge = gauge
@@ -141,21 +238,33 @@ class CanaryWatch:
         drift = compare(canary, self._scored.pop((version, producer_id)), version, producer_id)
         self._gauge(f"canary_drift_{producer_id}", drift.mean)
         self._gauge(f"canary_drift_max_{producer_id}", drift.max)
+        bound = bound_of(canary, self._bound)
+        self._gauge("canary_bound", bound)
         # Not a number compares as false: it is an alarm as well.
-        if not drift.mean <= self._bound:
+        if not drift.mean <= bound:
             self.alarms += 1
+            why = "learner.publish.canary_bound" if self._bound is not None else _why(canary)
             logger.error(
                 "CANARY: %s computes other log-probs with weights %d than the learner: mean |Δ log p| %.4f, max %.4f, "
-                "bound %g; its rollouts are not those of the published weights",
-                producer_id, version, drift.mean, drift.max, self._bound,
+                "bound %.4g (%s); its rollouts are not those of the published weights: restart that producer, and if "
+                "the next versions say the same, compare its engine's settings with the learner's",
+                producer_id, version, drift.mean, drift.max, bound, why,
             )  # fmt: skip
         self._gauge("canary_alarms", self.alarms)
 
 
+def _why(canary: Canary) -> str:
+    if canary.rounding is None:
+        return "the default where the engine's rounding is not known"
+    return (
+        f"{FACTOR:g} times the {canary.rounding:.4f} of this run's engine before the first update, at least {FLOOR:g}"
+    )
+
+
 def compare(canary: Canary, scored: NDArray, version: int, producer_id: str) -> Drift:
     """The drift; infinite where the producer scored another set, or a score is not finite."""
-    own, other = canary.logprobs.numpy(), scored.numpy()
-    if own.shape != other.shape or not np.isfinite(other).all():
+    own, other, judged = canary.logprobs.numpy(), scored.numpy(), canary.compared()
+    if own.shape != other.shape or not judged.any() or not np.isfinite(other[judged]).all():
         return Drift(producer_id, version, float("inf"), float("inf"))
-    delta = np.abs(own - other.astype(np.float32))
+    delta = np.abs(own - other.astype(np.float32))[judged]
     return Drift(producer_id, version, float(delta.mean()), float(delta.max()))

@@ -22,12 +22,17 @@ FIRST: Final = -1
 
 
 async def scores(engine: RolloutEngine | SupervisedEngine, canary: Canary, name: str) -> NDArray:
-    """Log-probs f4 `[sequences, tokens - 1]` of the set under the present weights. Raises as `RolloutEngine.score`."""
-    rows = canary.token_ids.numpy()
-    rows_logprobs = await asyncio.gather(
-        *(engine.score(row.tolist(), f"{name}-{number}", priority=FIRST) for number, row in enumerate(rows))
+    """Log-probs f4 `[sequences, tokens - 1]` of the set under the present weights, 0 behind the end of a sequence.
+
+    Raises as `RolloutEngine.score`.
+    """
+    found = await asyncio.gather(
+        *(engine.score(row, f"{name}-{number}", priority=FIRST) for number, row in enumerate(canary.rows()))
     )
-    return NDArray.of(np.stack(rows_logprobs).astype(np.float32))
+    scored = np.zeros(canary.logprobs.shape, np.float32)
+    for number, logprobs in enumerate(found):
+        scored[number, : len(logprobs)] = logprobs
+    return NDArray.of(scored)
 
 
 class CanaryScorer:

@@ -2,7 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,17 @@ import torch
 from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings
-from learner.weights.canary import CanaryWatch, choose, score
+from learner.weights.canary import (
+    FLOOR,
+    RENEWED_EVERY,
+    TOKENS,
+    UNKNOWN,
+    CanarySet,
+    CanaryWatch,
+    bound_of,
+    choose,
+    score,
+)
 from schemas import Canary, CanaryScored, NDArray, WeightsApplied, WeightsPublished, WeightsRefused
 from tests.builders import record_at, weights_published
 
@@ -42,30 +54,101 @@ class Watched:
         return self
 
 
-def rollout(length: int, first: int = 3) -> Rollout:
-    tokens = first + torch.arange(length) % 20
-    return Rollout(f"r{first}", tokens, 1, torch.zeros(length - 1), None, 0.0, 0.0)
+def rollout(prompt: int, response: int, first: int = 3, **fields: Any) -> Rollout:
+    """A prompt of `prompt` tokens that begins with `first`, and a response."""
+    tokens = first + torch.arange(prompt + response) % 20
+    given: dict[str, Any] = {"logp_rollout": torch.full((response,), -0.5), "routes": None, "advantage": 0.0}
+    return Rollout("r", tokens, prompt, **(given | {"reward": 0.0} | fields))
 
 
-def test_the_longest_sequences_are_chosen_and_cut_to_one_length() -> None:
-    micro_batches = [[rollout(4), rollout(9, 5)], [], [rollout(7, 4), rollout(6, 6), rollout(8, 7), rollout(1)]]
-    chosen = choose(micro_batches)
-    assert [row[0] for row in chosen] == [5, 7, 4, 6] and {len(row) for row in chosen} == {6}
-    assert [len(row) for row in choose([[rollout(90), rollout(70)]])] == [32, 32]
-    assert choose([]) == choose([[rollout(1)]]) == []
+def test_tokens_that_were_sampled_are_compared_in_their_context_and_of_different_prompts() -> None:
+    chosen = choose([[rollout(5, 4), rollout(5, 9), rollout(5, 8, 7)], [], [rollout(90, 3, 9), rollout(1, 1, 8)]])
+    assert [sum(each.judged) for each in chosen] == [8, 7, 2], "the last token is left for the engine to sample"
+    longest = chosen[0]
+    assert longest.tokens == rollout(5, 9).tokens[:-1].tolist()
+    assert longest.judged == [False] * 4 + [True] * 8
+    assert longest.engine == [0.0] * 4 + [-0.5] * 8
+    assert choose([]) == choose([[rollout(1, 1)]]) == []
+
+
+def test_a_chat_templates_system_prompt_is_never_the_set() -> None:
+    """Four copies of it were: the first tokens of the longest sequences, which no policy ever says."""
+    system = [rollout(300, 40 + n, 3) for n in range(4)]
+    for n, each in enumerate(system):
+        each.tokens[299] = n  # the same system prompt, another question at its end
+    chosen = choose([system])
+    assert len(chosen) == 4
+    assert all(not any(each.judged[:299]) and all(each.judged[299:]) for each in chosen)
+
+
+def test_what_does_not_fit_comes_last_and_is_cut() -> None:
+    long, short = rollout(100, 900, 5), rollout(4, 30, 7)
+    first, second = choose([[long, short]])
+    assert len(first.tokens) == 33 and len(second.tokens) == TOKENS and sum(second.judged) == TOKENS - 100
+    assert choose([[rollout(TOKENS, 50)]]) == [], "a prompt that leaves no room for a sampled token"
+
+
+def test_given_tokens_and_older_weights_are_not_compared_with_the_engine() -> None:
+    mask = torch.tensor([True, False, True, True])
+    (masked,) = choose([[rollout(2, 4, sampled=mask)]])
+    assert masked.judged == [False, True, False, True]
+    for fields in ({"staleness": 1}, {"temperature": 0.5}):
+        (found,) = choose([[rollout(2, 4, **fields)]])
+        assert found.engine is None
+
+
+class OneRank:
+    device = torch.device("cpu")
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        return [data]
+
+
+def policy_of(directory: Path) -> Policy:
+    settings = LearnerSettings(model="m")
+    return Policy(load_model(directory / "model", settings), settings.chunk_tokens)
 
 
 def test_scores_are_those_of_the_plain_model(learner_directory: Path) -> None:
-    settings = LearnerSettings(model="m")
-    ids = np.array(choose([[rollout(12), rollout(12, 7), rollout(12, 9)]]), np.uint32)
-    policy = Policy(load_model(learner_directory / "model", settings), settings.chunk_tokens)
-    said = score(policy, ids, torch.device("cpu"))
-    assert np.array_equal(said.token_ids.numpy(), ids)
-    with torch.no_grad():
-        plain = load_model(learner_directory / "model", LearnerSettings(model="m", attention="eager"))
-        tokens = torch.from_numpy(ids.astype(np.int64))
-        logp = torch.log_softmax(plain(input_ids=tokens).logits[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
-    assert np.allclose(said.logprobs.numpy(), logp.numpy(), atol=1e-5)
+    chosen = choose([[rollout(3, 12), rollout(4, 8, 7), rollout(2, 5, 9)]])
+    said = score(policy_of(learner_directory), chosen, torch.device("cpu"))
+    plain = load_model(learner_directory / "model", LearnerSettings(model="m", attention="eager"))
+    for row, each in enumerate(chosen):
+        tokens = torch.tensor([each.tokens])
+        with torch.no_grad():
+            logp = torch.log_softmax(plain(input_ids=tokens).logits[0, :-1], -1).gather(-1, tokens[0, 1:, None])[:, 0]
+        judged = np.array(each.judged)
+        found = said.logprobs.numpy()[row, : len(judged)]
+        assert np.allclose(found[judged], logp.numpy()[judged], atol=1e-5)
+        assert said.rows()[row] == each.tokens
+
+
+def test_the_bound_is_what_the_engine_showed_before_the_first_update(learner_directory: Path) -> None:
+    policy = policy_of(learner_directory)
+    ranks: Any = OneRank()
+    held = CanarySet(policy, ranks, None)
+    assert held.score() is None
+    exact = score(policy, choose([[rollout(3, 12)]]), torch.device("cpu")).logprobs.numpy()[0, 2:]
+    off = torch.tensor(np.append(exact + 0.03, 0.0))
+    held.prepare([[rollout(3, 12, logp_rollout=off)]])
+    canary = held.score()
+    assert canary is not None and canary.rounding == pytest.approx(0.03, abs=1e-4)
+    assert bound_of(canary, None) == pytest.approx(0.18, abs=1e-3) and bound_of(canary, 0.5) == 0.5
+    resumed = CanarySet(policy, ranks, canary)
+    resumed.prepare([[rollout(3, 9, 8)]])
+    again = resumed.score()
+    assert again is not None and again.rows() == canary.rows(), "a process that resumes scores the same set"
+    for _ in range(RENEWED_EVERY):
+        resumed.score()
+    resumed.prepare([[rollout(3, 9, 8)]])
+    renewed = resumed.score()
+    assert renewed is not None and renewed.rows() != canary.rows() and renewed.rounding == canary.rounding
+
+
+def test_without_a_known_rounding_the_bound_is_a_fixed_one() -> None:
+    old = Canary(token_ids=NDArray.of(np.zeros((2, 4), "u4")), logprobs=NDArray.of(OWN))
+    assert bound_of(old, None) == UNKNOWN and old.compared().all()
+    assert bound_of(msgspec.structs.replace(old, rounding=1e-6), None) == FLOOR
 
 
 @pytest.mark.parametrize("producer_first", [False, True])

@@ -17,7 +17,7 @@ from analysis.history.weight_versions import WeightVersions
 from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings, PublishSettings
 from learner.weights import Wire
-from learner.weights.canary import CanaryWatch, compare, score
+from learner.weights.canary import CanaryWatch, Chosen, compare, score
 from producers.rollouts.engine.engine import RolloutEngine
 from producers.rollouts.engine.settings import EngineSettings
 from producers.rollouts.engine.weight_files import WeightFile
@@ -42,7 +42,8 @@ ROLLOUTS = (
     "7+3+9+8=7+3=10,10+9=19,19+8=27",
     "9+6+9+1=9+6=15,15+9=24,24+1=25",
 )
-BOUND = PublishSettings().canary_bound
+BOUND = 0.2
+"""Six times the rounding of an FP8 KV cache on this model (docs/weights.md)."""
 RECORD = record_at("applied")
 
 
@@ -50,9 +51,14 @@ RECORD = record_at("applied")
 def canary() -> Canary:
     """What the learner's float32 weights say of four of the model's own rollouts."""
     encode = AutoTokenizer.from_pretrained(MODEL).encode
-    ids = np.array([encode(text)[:24] for text in ROLLOUTS], np.uint32)
+    chosen = []
+    for text in ROLLOUTS:
+        prompt = len(encode(text[: text.index("=") + 1]))
+        ids = encode(text)
+        judged = [number >= prompt - 1 for number in range(len(ids) - 1)]
+        chosen.append(Chosen(tokens=ids, judged=judged, engine=None))
     settings = LearnerSettings(model=str(MODEL))
-    return score(Policy(load_model(MODEL, settings), settings.chunk_tokens), ids, torch.device("cpu"))
+    return score(Policy(load_model(MODEL, settings), settings.chunk_tokens), chosen, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
