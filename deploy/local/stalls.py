@@ -5,8 +5,9 @@ from typing import Any, Final
 
 from schemas.services import SERVICES
 
-_QUIET_S: Final = 10.0
-"""A service that has input and has written nothing for this long is named even if it answers."""
+_QUIET_S: Final = 60.0
+"""A service that has input and has written nothing for this long is named even if it answers. A batch of a real model
+takes a minute, and a long response more: shorter, and healthy runs would be called stalled."""
 
 
 def stalls(states: Mapping[str, str], lags: Mapping[str, Mapping[str, int]], ages_s: Mapping[str, float]) -> list[str]:

@@ -33,8 +33,8 @@ def test_one_of_several_replicas_is_named_alone() -> None:
 def test_a_service_that_answers_and_writes_nothing_is_named() -> None:
     lags = {"rollouts": {"rewards": 3}}
     assert stalls(READY, lags, {"scores": 9.0}) == []
-    (found,) = stalls(READY, lags, {"scores": 12.0})
-    assert found == "rewards has 3 records of rollouts in flight or before it; nothing was written to scores since 12 s"
+    (found,) = stalls(READY, lags, {"scores": 72.0})
+    assert found == "rewards has 3 records of rollouts in flight or before it; nothing was written to scores since 72 s"
 
 
 def test_a_process_that_is_there_and_does_not_answer_runs() -> None:
