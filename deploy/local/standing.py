@@ -85,8 +85,9 @@ class Standing:
         while True:
             answered = await asyncio.to_thread(answers, self._config)
             states = states_of(self._config, answered)
-            self.in_words = states_in_words(states, self._restarts())
             self._note_stalls(states, time.monotonic())
+            coming = {name: "starting" for name in states if name not in self._served}
+            self.in_words = states_in_words(states | coming, self._restarts())
             if ends and finished(answered):
                 return
             await asyncio.sleep(_ASK_EVERY_S)
