@@ -39,14 +39,16 @@ def _fixed() -> Iterator[tuple[str, str]]:
 
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
-    """The fixed settings by key, and `model`: the digest of its config.json. ConfigError: that cannot be read."""
+    """The fixed settings by key, and `model`: its config.json's digest, if it is there. ConfigError: it is no JSON."""
     found: dict[str, Any] = {}
     for key in fixed():
         section, _, name = key.partition(".")
         found[key] = getattr(getattr(config, section), name)
     # Which local broker it is, the directory's data decides; a cluster's log is another log.
     found["broker.kind"] = "external" if config.broker.kind == "external" else "local"
-    return found | {MODEL: model_digest(Path(config.model.path))}
+    # A service that needs no model may run where there is none; whoever starts a run has checked that there is.
+    present = (Path(config.model.path) / "config.json").is_file()
+    return found | ({MODEL: model_digest(Path(config.model.path))} if present else {})
 
 
 def model_digest(directory: Path) -> str:
@@ -90,13 +92,14 @@ def check_identity(config: RunConfig) -> None:
             f"--dir is {config.directory}, which holds run {recorded['run.id']} and not {own['run.id']}; "
             "allowed: that run's configuration, or another directory"
         )
-    if MODEL in recorded and recorded[MODEL] != own[MODEL]:
+    if MODEL in recorded and recorded[MODEL] != own.get(MODEL, recorded[MODEL]):
         raise ConfigError(
             f"model.path is {shown(config.model.path)}, whose config.json is not that of the model that run "
             f"{own['run.id']} began with; allowed: the same model, or another directory"
         )
     why = fixed()
-    for key, value in own.items():
+    for key in why:
+        value = own[key]
         if key in recorded and recorded[key] != value:
             raise ConfigError(
                 f"{key} is {shown(value)}; allowed: {shown(recorded[key])}, with which run {own['run.id']} began, "

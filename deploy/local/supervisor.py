@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 EXIT_OUTSIDE = 75
 """Exit code of `streams.runtime.service` for a cause outside it; importing it from there would load Kafka clients."""
 
+_SAY_S = 2.0
 _KILLED_S = 10.0
 _REAPER_S = 5.0
 _MATE_S = 3.0
@@ -224,7 +225,12 @@ class Supervisor:
                 child.send(SIGTERM)
             await _wait_ended(self._children[unit.service], share_s, self._killed)
         everyone = [child for children in self._children.values() for child in children]
-        await _wait_ended(everyone, max(0.0, deadline - time.monotonic()), self._killed)
+        await _wait_ended(everyone, min(_SAY_S, max(0.0, deadline - time.monotonic())), self._killed)
+        left_s = deadline - time.monotonic()
+        if (late := [child.name for child in everyone if child.alive()]) and left_s > 1 and not self._killed.is_set():
+            # A rank finishes the step that it is in: it may take as long as a step takes.
+            self._note(f"waiting for {', '.join(late)} to finish, {left_s:.0f} s at most")
+        await _wait_ended(everyone, max(0.0, left_s), self._killed)
         for child in everyone:
             if child.alive() and not self._killed.is_set():
                 self._note(f"{child.name} did not stop within {self._stop_s:g} s and is killed: {cause_of(child.log)}")

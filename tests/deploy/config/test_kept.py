@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.commands.demo import DEMO
-from deploy.config.identity import fixed
+from deploy.config.identity import check_identity, fixed
 from deploy.config.kept import adopt, in_words, kept_configurations
 from deploy.config.run import RunConfig, load
 from deploy.errors import ConfigError
@@ -81,6 +81,11 @@ def test_every_configuration_is_kept_with_what_it_changed(tmp_path: Path) -> Non
     assert third.changes["run.ranks"] == (1, 2) and third.changes["run.drain_s"] == (5.0, 9.0)
     assert first.digest == third.digest != second.digest, "a deadline changes no step"
     assert load(None, directory=tmp_path).run.drain_s == 9
+
+
+def test_a_service_may_run_where_there_is_no_model(tmp_path: Path) -> None:
+    adopt(demo(tmp_path))
+    check_identity(demo(tmp_path, f"model.path={tmp_path / 'elsewhere'}"))
 
 
 def test_a_fixed_setting_says_why() -> None:

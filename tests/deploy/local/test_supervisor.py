@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local import supervisor as module
 from deploy.local.restarts import RestartPolicy
 from deploy.local.supervisor import _MATE_S, GaveUpError, Supervisor
 from tests.builders import until
@@ -167,3 +168,27 @@ async def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
     supervisor.kill()
     await asyncio.to_thread(supervisor.wait, DEADLINE_S)
     await until("for everything below it to end", lambda: all(gone(process.pid) for process in below))
+
+
+async def test_who_takes_long_to_stop_is_said_while_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SAY_S", 0.1)
+    notes: list[str] = []
+    program = """
+    import signal, sys, time
+    def stop(*_):
+        time.sleep(2)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    print("up", flush=True)
+    while True:
+        signal.pause()
+    """
+    supervisor = Supervisor([unit(tmp_path, "learner", program)], POLICY, stop_s=3, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for it to run", has_written(tmp_path, "learner", 1))
+    stopping.set()
+    await keeping
+    assert [note.rpartition(",")[0] for note in notes] == ["waiting for learner to finish"]
