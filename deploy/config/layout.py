@@ -56,7 +56,8 @@ class RunDirectory:
     @property
     def blob_uri(self) -> str:
         """The blob store of a run whose configuration names no other."""
-        return (self.root.resolve() / "blobs").as_uri()
+        # Not `as_uri`: fsspec takes a file URI's path as it is, and `%20` would be a directory of that name.
+        return f"file://{self.root.resolve() / 'blobs'}"
 
 
 def process_name(service: str, ordinal: int, processes: int) -> str:

@@ -4,7 +4,8 @@
         await session.serve(until=watcher.done)             # the services run until then
         audit = audit_of(...)                               # the broker still answers
 
-The first SIGINT, SIGTERM or SIGHUP stops everything in order: services, then the broker. The second kills at once.
+The first SIGINT, SIGTERM or SIGHUP (unless that is ignored, as under nohup) stops everything in order: services, then
+the broker. The second kills at once.
 """
 
 import asyncio
@@ -57,7 +58,9 @@ class Session:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
+            # Whoever started it with nohup wants it to outlive the terminal.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._on_signal)
         try:
             await self._start_broker()
             await asyncio.to_thread(create_run_topics, self.config, self.bootstrap)

@@ -17,6 +17,9 @@ from schemas.services import SERVICES
 from streams.processes.child import running_pid
 
 _ANSWER_S: Final = 3.0
+_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Not by way of $http_proxy, which cannot reach this machine's loopback."""
+
 _ASK_EVERY_S: Final = 2.0
 _STALLED_S: Final = 30.0
 """A process that has been up and does nothing for so long is worth a sentence; one that is started again is not."""
@@ -36,7 +39,7 @@ def ask(health_file: Path) -> dict[str, Any] | None:
     """A service's own status report; None where it does not run or does not answer."""
     try:
         port = int(json.loads(health_file.read_text())["port"])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
+        with _DIRECT.open(f"http://127.0.0.1:{port}/status", timeout=_ANSWER_S) as answer:
             status: dict[str, Any] = json.load(answer)
             return status
     except (OSError, ValueError, KeyError, urllib.error.URLError):

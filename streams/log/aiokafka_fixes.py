@@ -24,6 +24,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, NoError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from streams.cancellation import StrayCancellationError, owned
+
 AIOKAFKA_VERSION: Final = "0.14.0"
 """The version that the fixes of this module and the group protocol of `streams.stages` were written for."""
 
@@ -85,30 +87,15 @@ async def close(closing: Awaitable[Any], seconds: float) -> None:
     """Await a client's close for so long and no longer: it flushes first, which never ends with the broker down.
 
     A client cancels tasks of its own and awaits them, and their CancelledError comes out of `stop()`. In an `__aexit__`
-    it would take the place of the error that ends the service, which would then end without one; so the close is a task
-    of its own, and only an error that is the caller's business leaves this function.
+    it would take the place of the error that ends the service, which would then end without one; so only a cancellation
+    of the caller itself leaves this function. (Not a task of its own: whoever cancels all tasks of a loop would cancel
+    that one too, before its first step, and leave the client open.)
     """
-    task = asyncio.ensure_future(closing)
     try:
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=ABANDON_S)
-    except asyncio.CancelledError:
-        # A client that has not even begun to close leaves its connections open: it gets a moment all the same.
-        await asyncio.wait({task}, timeout=ABANDON_S)
-        raise
-    finally:
-        task.cancel()
-        task.add_done_callback(_outcome)
-    error = _outcome(task)
-    if error is not None and not isinstance(error, TimeoutError | KafkaError | OSError):
-        raise error
-
-
-def _outcome(task: asyncio.Future[Any]) -> BaseException | None:
-    """The error of a task that is done; asking for it keeps asyncio from logging that nobody has."""
-    return task.exception() if task.done() and not task.cancelled() else None
+        async with asyncio.timeout(seconds):
+            await owned(closing, "the close of a client")
+    except (TimeoutError, KafkaError, OSError, StrayCancellationError):
+        return
 
 
 async def stop_producer(producer: AIOKafkaProducer, seconds: float) -> None:

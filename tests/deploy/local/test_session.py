@@ -1,6 +1,8 @@
 """The broker of a run is kept alive as its services are, and outlives an outage that is not its fault."""
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,20 @@ def is_up(config: RunConfig, before: int) -> bool:
     """Whether another broker than process `before` serves."""
     endpoint = find_endpoint(config.directory)
     return endpoint is not None and endpoint.pid != before
+
+
+async def test_a_run_under_nohup_outlives_its_terminal(config: RunConfig) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with Session(config, note=lambda said: None) as session:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0)
+            assert not session.stopping.is_set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(DEADLINE_S):
+                await session.stopping.wait()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_broker_that_dies_again_and_again_ends_the_run(config: RunConfig) -> None:
