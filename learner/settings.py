@@ -110,7 +110,8 @@ class ParallelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """How the ranks hold the model together, and how long they wait for one another."""
 
     dp_replicate: Annotated[
-        int, Meta(ge=1, description="times the model is held; each copy is sharded over ranks / copies neighbours")
+        int,
+        Meta(ge=1, description="times the model is held; each replica is sharded over ranks / dp_replicate neighbours"),
     ] = 1
     master_port: Annotated[
         int,

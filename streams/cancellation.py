@@ -1,11 +1,11 @@
 """A cancellation that nobody asked for is an error.
 
-asyncio takes a task that ends by CancelledError for one that was cancelled on purpose: a TaskGroup drops it without a
-word, and whoever awaits it is ended in turn. Code that cancels tasks of its own and awaits them (aiokafka 0.14.0 in
+asyncio takes a task that ends by CancelledError for one that was cancelled on purpose: a TaskGroup drops it
+silently, and whoever awaits it ends in turn. Code that cancels tasks of its own and awaits them (aiokafka 0.14.0 in
 `stop()`, and in a call whose client was given up after a session ran out) raises just that into its caller. A service
 then stops reading and stays ready, or ends with exit code 0 and no cause. `Task.cancelling()` tells the two apart: it
 counts the requests to cancel this very task, time-outs of `asyncio.timeout` included. (Python 3.11 leaves one standing
-in a task that goes on after a TaskGroup of its own has failed. Here such an error ends the service.)
+in a task that continues after a TaskGroup of its own has failed. Here such an error ends the service.)
 """
 
 import asyncio

@@ -46,8 +46,8 @@ class RunningFigures:
         self._evaluated: dict[int, dict[str, tuple[float, int]]] = {}
         self._dead_letters = 0
         self._refusals: Counter[str] = Counter()
-        self._untold = 0
-        self._told_s = 0.0
+        self._unreported = 0
+        self._reported_s = 0.0
 
     def add(self, event: Event, ref: Ref) -> None:
         """Add one event; `ref` is the place of its record."""
@@ -72,7 +72,7 @@ class RunningFigures:
                         self._steps.append((event.step, event.time_s))
             case DeadLetter() if event.time_s >= self._began_s:
                 self._dead_letters += 1
-                self._untold += 1
+                self._unreported += 1
                 reason = f"{event.stage}: {event.error}"[:_REASON_CHARACTERS]
                 if reason in self._refusals or len(self._refusals) < _REASONS:
                     self._refusals[reason] += 1
@@ -106,13 +106,13 @@ class RunningFigures:
 
     def notes(self, now_s: float) -> list[str]:
         """Sentences about what came since the last call; dead letters in one at most every ten seconds."""
-        if not self._untold or now_s - self._told_s < _NOTE_EVERY_S:
+        if not self._unreported or now_s - self._reported_s < _NOTE_EVERY_S:
             return []
-        untold, self._untold, self._told_s = self._untold, 0, now_s
+        unreported, self._unreported, self._reported_s = self._unreported, 0, now_s
         reason, times = self._refusals.most_common(1)[0]
-        total = f", {self._dead_letters} since the start" if self._dead_letters > untold else ""
+        total = f", {self._dead_letters} since the start" if self._dead_letters > unreported else ""
         most = reason if times == self._dead_letters else f"most of them ({times}) {reason}"
-        return [f"{untold} dead letter{'s' if untold > 1 else ''}{total}: {most}"]
+        return [f"{unreported} dead letter{'s' if unreported > 1 else ''}{total}: {most}"]
 
     def _held_back(self) -> tuple[int, float] | None:
         for evaluation in sorted(self._evaluated, reverse=True):

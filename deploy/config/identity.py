@@ -19,7 +19,7 @@ from deploy.config.run import OWN, RunConfig, load
 from deploy.errors import ConfigError
 
 MODEL: Final = "model"
-_UNTOLD: Final = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
+_IRRELEVANT: Final = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
 """Keys of config.json that say nothing of the network."""
 
 
@@ -58,8 +58,8 @@ def model_digest(directory: Path) -> str:
         read = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path is {shown(str(directory))}, whose config.json cannot be read: {error}") from None
-    told = {key: value for key, value in read.items() if key not in _UNTOLD} if isinstance(read, dict) else read
-    return "sha256:" + hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()
+    relevant = {key: value for key, value in read.items() if key not in _IRRELEVANT} if isinstance(read, dict) else read
+    return "sha256:" + hashlib.sha256(msgspec.json.encode(relevant, order="deterministic")).hexdigest()
 
 
 def recorded_identity(config: RunConfig) -> dict[str, Any] | None:

@@ -180,11 +180,11 @@ def check_sampled(rollout: RolloutCompleted) -> None:
             raise ValueError(f"{name} has a loss_mask with {mask.max()}; allowed are 0 (given) and 1 (sampled)")
         if not mask.any():
             raise ValueError(f"{name} has a loss_mask by which none of its {tokens} response tokens was sampled")
-        told = np.flatnonzero((mask == 0) & (rollout.logprobs.numpy() != 0))
-        if told.size:
+        unsampled = np.flatnonzero((mask == 0) & (rollout.logprobs.numpy() != 0))
+        if unsampled.size:
             raise ValueError(
-                f"{name} has log-prob {rollout.logprobs.numpy()[told[0]]:g} for response token {told[0]}, which its "
-                "loss_mask says was not sampled; allowed is 0"
+                f"{name} has log-prob {rollout.logprobs.numpy()[unsampled[0]]:g} for response token {unsampled[0]}, "
+                "which its loss_mask says was not sampled; allowed is 0"
             )
     if not rollout.turns:
         return

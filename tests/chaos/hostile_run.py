@@ -205,7 +205,7 @@ async def bombard(log: Log, directory: Path, seed: int, count: int, deadline_s: 
             figures["mib_grown"] = round(resident_mib() - half)
         check(expected, watcher)
         figures["seconds"] = round(time.monotonic() - began)
-        # A second life reads everything again that is not committed, and writes nothing twice.
+        # A second process reads everything again that is not committed, and writes nothing twice.
         async with serving(log, directory):
             await write_hostile(log, hostile(seed + 1, 40, PARTITIONS, MISSING), expected)
             await probe(log, expected)

@@ -61,7 +61,7 @@ class Progress:
     closed: Counter[str] = field(default_factory=Counter)
     batches: Counter[int] = field(default_factory=Counter)
     steps: dict[int, StepCompleted] = field(default_factory=dict)
-    told: Counter[int] = field(default_factory=Counter)
+    recorded: Counter[int] = field(default_factory=Counter)
     contradictions: list[str] = field(default_factory=list)
     records: Counter[str] = field(default_factory=Counter)
     _waiting: dict[str, list[tuple[str, float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -77,8 +77,8 @@ class Progress:
 
     @property
     def repeated_steps(self) -> int:
-        """Steps that were told more than once, each time counted."""
-        return self.told.total() - len(self.told)
+        """Steps that were recorded more than once, each time counted."""
+        return self.recorded.total() - len(self.recorded)
 
     def open_groups(self) -> list[str]:
         """Groups that were asked for and have no end."""
@@ -130,10 +130,10 @@ class Progress:
             case BatchPlanned():
                 self.batches[event.batch] += 1
             case StepCompleted():
-                self.told[event.step] += 1
+                self.recorded[event.step] += 1
                 first = self.steps.setdefault(event.step, event)
                 if (first.batch_ref, self._untimed(first)) != (event.batch_ref, self._untimed(event)):
-                    self.contradictions.append(f"step {event.step} is told twice and differently")
+                    self.contradictions.append(f"step {event.step} is recorded twice and differently")
             case _:
                 pass
 

@@ -1,4 +1,4 @@
-"""Clocks that jump, forwards and backwards: every rollout still ends once, and no group stays open for ever."""
+"""Clocks that jump, forwards and backwards: every rollout still ends once, and no group stays open indefinitely."""
 
 from collections import Counter
 

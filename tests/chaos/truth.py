@@ -46,15 +46,15 @@ async def untrue_digests(pipeline: Pipeline, progress: Progress) -> list[str]:
 
 async def untrue_weights(pipeline: Pipeline, progress: Progress) -> list[str]:
     """The real learner: without its checkpoints it trains on every batch of the log again, from the first one on, and
-    must tell every step alike (`Progress` sees to that), publish the same bits, and end in the same checkpoint."""
+    must record every step alike (`Progress` sees to that), publish the same bits, and end in the same checkpoint."""
     await pipeline.stop()
-    steps, told = len(progress.steps), progress.told.copy()
+    steps, recorded = len(progress.steps), progress.recorded.copy()
     checkpoints = pipeline.directory / "checkpoints"
     before = await asyncio.to_thread(_take, checkpoints)
     pipeline.serve([LEARNER])
     deadline_s = _START_S + _STEP_S * steps
     again = await progress.until(
-        "for the log to be trained on again", lambda: progress.told[steps] > told[steps], deadline_s
+        "for the log to be trained on again", lambda: progress.recorded[steps] > recorded[steps], deadline_s
     )
     await pipeline.stop()
     if not again:

@@ -63,7 +63,7 @@ def test_a_missing_rollout_is_found(simulated: Simulate, data: st.DataObject) ->
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_a_closing_told_twice_is_found(simulated: Simulate, data: st.DataObject) -> None:
+def test_a_closing_recorded_twice_is_found(simulated: Simulate, data: st.DataObject) -> None:
     records = simulated(steps=2).records
     ref, value = data.draw(st.sampled_from([record for record in records if record[0].topic == "groups"]))
     audit = audited([*records, (Ref("groups", ref.partition, 10_000), value)])
@@ -104,7 +104,7 @@ def test_two_steps_on_one_batch_train_its_rollouts_twice(records: Records) -> No
     assert not audit.clean
 
 
-def test_a_step_told_again_after_a_crash_changes_nothing(records: Records) -> None:
+def test_a_step_recorded_again_after_a_crash_changes_nothing(records: Records) -> None:
     _ref, value = next(record for record in records if record[0].topic == "steps")
     assert audited([*records, (Ref("steps", 0, 99), value)]) == audited(records)
 
@@ -265,8 +265,8 @@ def test_a_batch_that_the_learner_passed_over_plans_nothing(records: Records) ->
     forged = encode(msgspec.structs.replace(planned, batch=4000))
     dead = DeadLetter(source=source, stage="learner", error="not the batcher's", data=forged, time_s=0.0)
     assert not audited([*records, (source, forged)]).clean
-    told = (Ref("dead-letters", 0, 0), encode(dead))
-    assert audited([told, *records, (source, forged)]) == audited(records)
+    reported = (Ref("dead-letters", 0, 0), encode(dead))
+    assert audited([reported, *records, (source, forged)]) == audited(records)
 
 
 def test_a_damaged_reference_is_reported_and_takes_no_memory(records: Records) -> None:

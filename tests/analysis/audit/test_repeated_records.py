@@ -28,16 +28,16 @@ def summary_of(records: Records) -> Summary:
     return summarise(history, ledger.close(), run="demo", seed=7, broker="kafka", restarts={})
 
 
-def told_again(records: Records, seed: int) -> Records:
+def recorded_again(records: Records, seed: int) -> Records:
     """Runs of steps with their weights and applications, written again after they were written first."""
     draw = random.Random(seed)
-    told: Records = []
+    repeated: Records = []
     ends: dict[tuple[str, int], int] = {}
 
     def write(ref: Ref, value: bytes) -> None:
         place = ref.topic, ref.partition
         ends[place] = ends.get(place, -1) + 1
-        told.append((Ref(*place, ends[place]), value))
+        repeated.append((Ref(*place, ends[place]), value))
 
     recent: Records = []
     for ref, value in records:
@@ -49,7 +49,7 @@ def told_again(records: Records, seed: int) -> Records:
                 for old, said in recent[-3 * draw.randint(1, 3) :]:
                     event: Any = decode(said)
                     write(old, encode(msgspec.structs.replace(event, time_s=event.time_s + LATER_S)))
-    return told
+    return repeated
 
 
 def history_of(records: Records) -> History:
@@ -60,9 +60,9 @@ def history_of(records: Records) -> History:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_trace_report_and_the_screen_are_as_if_each_step_were_told_once(simulated: Simulate, seed: int) -> None:
+def test_trace_report_and_the_screen_are_as_if_each_step_were_recorded_once(simulated: Simulate, seed: int) -> None:
     records: Records = simulated(steps=6, seed=seed).records
-    plain, repeated = history_of(records), history_of(told_again(records, seed))
+    plain, repeated = history_of(records), history_of(recorded_again(records, seed))
     assert hops(repeated) == hops(plain)
     screens = [snapshot(history, now_s=1e9, steps=6, lag={}) for history in (plain, repeated)]
     assert screens[0] == screens[1] and screens[0].step == 6
@@ -74,7 +74,7 @@ def test_trace_report_and_the_screen_are_as_if_each_step_were_told_once(simulate
 @pytest.mark.parametrize("seed", range(5))
 def test_a_resumed_learner_changes_no_figure(simulated: Simulate, seed: int) -> None:
     records: Records = simulated(steps=6, seed=seed).records
-    again = told_again(records, seed)
+    again = recorded_again(records, seed)
     assert len(again) > len(records) and again[: len(records)] != records
     plain, repeated = summary_of(records), summary_of(again)
     assert repeated.wall_s == pytest.approx(plain.wall_s, abs=2 * LATER_S)

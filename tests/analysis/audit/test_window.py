@@ -77,7 +77,7 @@ def test_a_time_that_is_none_is_refused_in_a_sentence() -> None:
 
 
 def late(ref: Ref, rollout_id: str, at: int = 10_000) -> tuple[Ref, bytes]:
-    """The aggregator's word on a rollout of a group that it has forgotten."""
+    """What the aggregator records of a rollout of a group that it has forgotten."""
     event = RolloutDisposed(
         rollout_id=rollout_id, group_id="g", rollout=ref, disposition="expired", time_s=1.0
     )  # fmt: skip
@@ -88,16 +88,16 @@ def test_a_late_word_counts_where_nothing_else_ended_the_rollout(records: Record
     """Also said twice, and of a rollout that was trained on, waits for its step, or has a dead letter."""
     trained = audited(records).dispositions["trained"]
     rollouts = [ref for ref, _ in records if ref.topic == "rollouts"]
-    words = [late(ref, "r", 10_000 + n) for n, ref in enumerate([*rollouts, *rollouts])]
-    audit = audited([*records, *words])
+    late_ones = [late(ref, "r", 10_000 + n) for n, ref in enumerate([*rollouts, *rollouts])]
+    audit = audited([*records, *late_ones])
     assert audit.clean
     assert (audit.dispositions["trained"], audit.dispositions["expired"]) == (trained, 0)
     unstepped = [record for record in records if record[0].topic != "steps"]
-    audit = audited([*unstepped, *words])
+    audit = audited([*unstepped, *late_ones])
     assert audit.clean
     assert (audit.in_flight_waiting["for its step"], audit.dispositions["expired"]) == (trained, 0)
     alone = [record for record in records if record[0].topic in ("rollouts", "scores")]
     dead = DeadLetter(source=rollouts[0], stage="rewards", error="e", data=b"", time_s=1.0)
-    audit = audited([*alone, *words, (Ref("dead-letters", 0, 0), encode(dead))])
+    audit = audited([*alone, *late_ones, (Ref("dead-letters", 0, 0), encode(dead))])
     assert audit.clean
     assert audit.dispositions["expired"] == audit.produced == len(rollouts)

@@ -30,7 +30,7 @@ from tests.run_logs import log_at
 
 PARTITIONS = 2
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-Told = Callable[..., Any]
+Ask = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def bootstrap(config: RunConfig) -> Iterator[str]:
 
 
 @pytest.fixture
-def told(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> Told:
-    """`told("list", code=0)`: what `dlq list --json` says; a failure's line where the code is not 0."""
+def dlq(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """`dlq("list", code=0)`: what `dlq list --json` says; a failure's line where the code is not 0."""
 
     def ask(*arguments: str, code: int = 0) -> Any:
         capsys.readouterr()
@@ -69,15 +69,15 @@ class TestHistory:
 
     RECORD = Record("scores", 1, 7, b"p.0", b"junk", {names.TRACEPARENT: TRACE}, 1.0)
 
-    def letter(self, record: Record, error: str) -> DeadLetter:
+    def failed(self, record: Record, error: str) -> DeadLetter:
         event = dead_letter(record, "groups", error, 5.0).event
         assert isinstance(event, DeadLetter)
         return event
 
     def test_a_second_failure_carries_the_first(self) -> None:
-        first = self.letter(self.RECORD, "no event")
+        first = self.failed(self.RECORD, "no event")
         again = Record("scores", 1, 9, first.key, first.data, dict(replay_headers(first)), 6.0)
-        second = self.letter(again, "still no event")
+        second = self.failed(again, "still no event")
         assert (first.attempts, second.attempts) == (1, 2)
         assert [(f.source.offset, f.error) for f in history(second)] == [(7, "no event"), (9, "still no event")]
         assert second.headers[names.TRACEPARENT] == TRACE
@@ -85,9 +85,9 @@ class TestHistory:
     def test_the_history_is_bounded(self) -> None:
         record = self.RECORD
         for offset in range(40):
-            letter = self.letter(record, "x" * 10_000)
-            record = Record("scores", 1, offset, letter.key, letter.data, dict(replay_headers(letter)), 6.0)
-        assert letter.attempts == 40
+            entry = self.failed(record, "x" * 10_000)
+            record = Record("scores", 1, offset, entry.key, entry.data, dict(replay_headers(entry)), 6.0)
+        assert entry.attempts == 40
         assert sum(len(value) for value in record.headers.values()) < 16_000
 
     @pytest.mark.parametrize("nonsense", [b"", b"\xff", b"[" * 100_000, b'[{"source": 1}]', b"null", b"{}"])
@@ -95,7 +95,7 @@ class TestHistory:
         headers = {names.DLQ_ATTEMPTS: nonsense, names.DLQ_HISTORY: nonsense}
         assert failures_before(headers) == ()
         record = Record("scores", 1, 7, None, b"junk", headers, 1.0)
-        assert self.letter(record, "no event").attempts == 1
+        assert self.failed(record, "no event").attempts == 1
 
 
 def score(index: int, **fields: Any) -> RolloutScored:
@@ -135,66 +135,66 @@ def aggregate(config: RunConfig, bootstrap: str, until: Callable[[RunLog], bool]
     asyncio.run(serve())
 
 
-def letters(log: RunLog) -> list[DeadLetter]:
+def written_dead_letters(log: RunLog) -> list[DeadLetter]:
     return [event for event, _ in log.events("dead-letters") if isinstance(event, DeadLetter)]
 
 
-def test_the_life_of_a_dead_letter(config: RunConfig, bootstrap: str, told: Told) -> None:
+def test_a_dead_letter_from_failure_to_purge(config: RunConfig, bootstrap: str, dlq: Ask) -> None:
     """Refused, listed, shown, put back, refused again with its history, put back for good, purged."""
     partition = partition_of("p.0", PARTITIONS)
     bad = encode(score(2))
     write(config, bootstrap, "scores", b"\xc1 not an event", bad, partition=partition)
-    aggregate(config, bootstrap, lambda log: len(letters(log)) == 2)
+    aggregate(config, bootstrap, lambda log: len(written_dead_letters(log)) == 2)
 
-    junk, wrong = told("list")["dead_letters"]
+    junk, wrong = dlq("list")["dead_letters"]
     assert junk["id"] == f"scores/{partition}@0" and wrong["id"] == f"scores/{partition}@1"
     assert (wrong["stage"], wrong["attempts"], wrong["bytes"], wrong["key"]) == ("groups", 1, len(bad), "p.0")
     assert "has index 2 in a group of 2 samples" in wrong["error"]
-    assert told("list", "--topic", "rollouts")["dead_letters"] == []
+    assert dlq("list", "--topic", "rollouts")["dead_letters"] == []
 
-    shown = told("show", wrong["id"])
+    shown = dlq("show", wrong["id"])
     assert base64.b64decode(shown["data_base64"]) == bad
     assert shown["original"]["event"] == "RolloutScored"
     assert base64.b64decode(shown["headers_base64"][names.TRACEPARENT]) == TRACE
 
-    back = told("replay", wrong["id"], junk["id"])["replayed"]
+    back = dlq("replay", wrong["id"], junk["id"])["replayed"]
     assert set(back) == {junk["id"], wrong["id"]}
-    refusal = told("replay", wrong["id"], code=1)
+    refusal = dlq("replay", wrong["id"], code=1)
     assert refusal == f"eachprompt: dead letter {wrong['id']} was replayed already, as {back[wrong['id']]}\n"
 
-    aggregate(config, bootstrap, lambda log: len(letters(log)) == 4)
-    second = {letter["id"]: letter for letter in told("list")["dead_letters"]}
+    aggregate(config, bootstrap, lambda log: len(written_dead_letters(log)) == 4)
+    second = {entry["id"]: entry for entry in dlq("list")["dead_letters"]}
     assert set(second) == set(back.values())
-    again = told("show", back[wrong["id"]])
+    again = dlq("show", back[wrong["id"]])
     assert again["attempts"] == 2
     assert [failure["source"] for failure in again["history"]] == [wrong["id"], back[wrong["id"]]]
     assert base64.b64decode(again["data_base64"]) == bad
     assert base64.b64decode(again["key_base64"]) == b"p.0"
     assert base64.b64decode(again["headers_base64"][names.TRACEPARENT]) == TRACE
-    everything = told("list", "--all")["dead_letters"]
-    assert [letter["state"] for letter in everything].count("replayed") == 2
+    everything = dlq("list", "--all")["dead_letters"]
+    assert [entry["state"] for entry in everything].count("replayed") == 2
 
-    assert told("purge", "--older-than", "1h", "--yes")["purged"] == 0
-    assert told("purge") == {"run": "demo", "purged": 0, "would_purge": 4}
-    assert len(told("list")["dead_letters"]) == 2
-    assert told("purge", "--yes")["purged"] == 4
-    assert told("list")["dead_letters"] == []
-    assert {letter["state"] for letter in told("list", "--all")["dead_letters"]} <= {"purged", "replayed"}
-    assert "was purged" in told("replay", back[wrong["id"]], code=1)
-    assert sum(len(event.data) for event in letters(RunLog(bootstrap, config.run.id))) == 0
+    assert dlq("purge", "--older-than", "1h", "--yes")["purged"] == 0
+    assert dlq("purge") == {"run": "demo", "purged": 0, "would_purge": 4}
+    assert len(dlq("list")["dead_letters"]) == 2
+    assert dlq("purge", "--yes")["purged"] == 4
+    assert dlq("list")["dead_letters"] == []
+    assert {entry["state"] for entry in dlq("list", "--all")["dead_letters"]} <= {"purged", "replayed"}
+    assert "was purged" in dlq("replay", back[wrong["id"]], code=1)
+    assert sum(len(event.data) for event in written_dead_letters(RunLog(bootstrap, config.run.id))) == 0
 
 
-def test_a_purged_letter_is_still_the_end_of_its_rollout(config: RunConfig, bootstrap: str, told: Told) -> None:
+def test_a_purged_dead_letter_still_disposes_of_its_rollout(config: RunConfig, bootstrap: str, dlq: Ask) -> None:
     log = RunLog(bootstrap, config.run.id)
     write(config, bootstrap, "rollouts", b"not a rollout")
-    letter = dead_letter(Record("rollouts", 0, 0, b"p.9", b"not a rollout", {}, 1.0), "rewards", "no event", 2.0)
-    write(config, bootstrap, "dead-letters", encode(letter.event))
-    assert told("list", "--stage", "rewards")["dead_letters"][0]["id"] == "rollouts/0@0"
+    entry = dead_letter(Record("rollouts", 0, 0, b"p.9", b"not a rollout", {}, 1.0), "rewards", "no event", 2.0)
+    write(config, bootstrap, "dead-letters", encode(entry.event))
+    assert dlq("list", "--stage", "rewards")["dead_letters"][0]["id"] == "rollouts/0@0"
     before = audit_of(log)
     assert before.dispositions["dead_letter"] == before.produced == 1
-    assert told("purge", "--yes")["purged"] == 1
+    assert dlq("purge", "--yes")["purged"] == 1
     assert audit_of(log) == before
-    assert told("purge", "--yes")["purged"] == 0
+    assert dlq("purge", "--yes")["purged"] == 0
     assert audit_of(log) == before
 
 
@@ -208,21 +208,21 @@ def test_a_purged_letter_is_still_the_end_of_its_rollout(config: RunConfig, boot
         (["purge", "--older-than", "week"], 2, "--older-than is 'week'; allowed: a number and one of s, m, h, d"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], code: int, line: str, told: Told) -> None:
-    said = told(*arguments, code=code)
+def test_what_is_wrong_is_one_line(arguments: list[str], code: int, line: str, dlq: Ask) -> None:
+    said = dlq(*arguments, code=code)
     assert said.startswith(f"eachprompt: {line}")
     assert len(said.splitlines()) == 1
 
 
 def test_the_runs_broker_is_started_where_it_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tools work on a run that has ended: the letters are read from its broker's directory."""
+    """The tools work on a run that has ended: the dead letters are read from its broker's directory."""
     directory = tmp_path / "run"
     config = load(DEMO, directory=directory, overrides=["broker.kind=embedded", "run.partitions=2"])
     adopt(config)
     with open_broker(config.broker.build(), directory) as broker:
         create_run_topics(config, broker.bootstrap)
-        letter = dead_letter(Record("prompts", 1, 3, b"p.9", b"junk", {}, 1.0), "producer", "no event", 2.0)
-        write(config, broker.bootstrap, "dead-letters", encode(letter.event))
+        entry = dead_letter(Record("prompts", 1, 3, b"p.9", b"junk", {}, 1.0), "producer", "no event", 2.0)
+        write(config, broker.bootstrap, "dead-letters", encode(entry.event))
     capsys.readouterr()
     assert main(["dlq", "list", "--dir", str(directory)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -19,7 +19,7 @@ def model(directory: Path) -> Path:
     return directory
 
 
-def test_turns_are_told_with_their_texts(tmp_path: Path) -> None:
+def test_turns_are_shown_with_their_texts(tmp_path: Path) -> None:
     mask = np.array([1, 1, 0, 0, 0, 1], "u1")
     rollout = rollout_completed(
         response=(0, 1, 2, 3, 4, 5),
@@ -36,8 +36,8 @@ def test_turns_are_told_with_their_texts(tmp_path: Path) -> None:
     ]
     assert shown["response_text"] == "abcdef"
     assert '    {role = "tool", from = 2, tokens = 2, sampled = 0, text = "cd"}' in as_text(shown).splitlines()
-    untold = described(record_at("rollouts", value=encode(rollout)), tmp_path / "nowhere")
-    assert untold["turns"][1]["text"] is None and "response_text" not in untold
+    without_texts = described(record_at("rollouts", value=encode(rollout)), tmp_path / "nowhere")
+    assert without_texts["turns"][1]["text"] is None and "response_text" not in without_texts
 
 
 def test_a_rollout_that_was_sampled_whole_says_nothing_of_it(tmp_path: Path) -> None:

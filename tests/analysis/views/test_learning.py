@@ -1,4 +1,4 @@
-"""Whether a run learns, told from a few of its records on a real broker."""
+"""Whether a run learns, judged by a few of its records on a real broker."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The batcher as a service: its numbers go on, whatever stands behind its last batch."""
+"""The batcher as a service: its numbers continue, whatever stands behind its last batch."""
 
 import asyncio
 from pathlib import Path
@@ -37,7 +37,7 @@ async def batches(log: Log) -> list[int]:
 
 
 async def serve(log: Log, tmp_path: Path, wanted: int) -> None:
-    """One life of the service, until as many batches are planned."""
+    """One process of the service, until as many batches are planned."""
     async with asyncio.timeout(90), service_of(log, tmp_path, "batches") as service:
         running = service.spawn(batch_service.main(service, SETTINGS), "batches")
         while len(await batches(log)) < wanted:

@@ -150,7 +150,7 @@ def test_stale_groups_are_dropped_whole_when_their_batch_is_too_late() -> None:
         stage.deliver(ready(name, invalid=1))
     (drop,) = stage.drops
     assert (drop.group_id, drop.reason) == ("p.2", "stale")
-    # The invalid member has its end in GroupReady, and one end is enough.
+    # The invalid member has its disposition in GroupReady, and one is enough.
     assert [(member.rollout_id, member.disposition) for member in drop.members] == [
         ("p.2.0", "stale"),
         ("p.2.1", "stale"),

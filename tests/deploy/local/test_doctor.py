@@ -14,14 +14,14 @@ def test_a_full_disk_blocks_and_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     assert "give another --dir" in found.fix
 
 
-def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MEMORY_GOOD_BYTES", 1 << 60)
     assert checks.memory().level == "warning"
     monkeypatch.setattr(checks, "MEMORY_MIN_BYTES", 1 << 60)
     assert checks.memory().level == "blocks"
 
 
-def test_another_version_is_told_with_the_one_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_reported_with_the_one_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "PINNED", {"aiokafka": "0.0.1", "no-such-package": "1"})
     by_name = {check.name: check for check in checks.versions()}
     assert by_name["aiokafka"].level == "warning"

@@ -45,12 +45,12 @@ def asked_for(repeats: dict[int, int]) -> list[tuple[str, int | None]]:
 
 
 @given(st.dictionaries(st.integers(0, BATCHES - 1), st.integers(1, 4)))
-def test_steps_and_weights_told_again_change_no_request(repeats: dict[int, int]) -> None:
+def test_steps_and_weights_recorded_again_change_no_request(repeats: dict[int, int]) -> None:
     assert asked_for(repeats) == asked_for({})
     assert len(asked_for({})) == GROUPS * (BATCHES + 1)
 
 
-def test_an_old_step_told_again_is_no_step_back() -> None:
+def test_an_old_step_recorded_again_is_no_step_back() -> None:
     dispatch = Dispatch(configured(), prompts(30), [], run_seed=0)
     for batch in (0, 1, 2, 0, 1):
         for event in trained(batch):

@@ -10,13 +10,13 @@ def junk(topic: str, offset: int) -> Record:
     return Record(topic, 0, offset, b"k", b"junk", {}, 1.0)
 
 
-def letter_of(record: Record) -> DeadLetter:
+def dead_letter_of(record: Record) -> DeadLetter:
     event = dead_letter(record, "dispatcher", "no event", 2.0).event
     assert isinstance(event, DeadLetter)
     return event
 
 
-def test_a_record_has_one_letter_that_holds_its_bytes() -> None:
+def test_a_record_has_one_dead_letter_that_holds_its_bytes() -> None:
     unreadable = UnownedDeadLetters()
     unreadable.refuse(junk("steps", 3), "no event")
     (output,) = unreadable.dead_letters(5.0)
@@ -26,13 +26,13 @@ def test_a_record_has_one_letter_that_holds_its_bytes() -> None:
     assert unreadable.dead_letters(6.0) == []
 
 
-def test_a_restart_finds_the_letter_before_or_after_the_record() -> None:
+def test_a_restart_finds_the_dead_letter_before_or_after_the_record() -> None:
     before, after = junk("batches", 1), junk("dead-letters", 2)
     unreadable = UnownedDeadLetters()
-    unreadable.on_event(letter_of(before))
+    unreadable.on_event(dead_letter_of(before))
     unreadable.refuse(before, "no event")
     unreadable.refuse(after, "no event")
-    unreadable.on_event(letter_of(after))
+    unreadable.on_event(dead_letter_of(after))
     assert unreadable.dead_letters(5.0) == []
 
 

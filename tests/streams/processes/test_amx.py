@@ -64,7 +64,7 @@ def test_verdicts() -> None:
         verdict(1, "No module named torch\n")
 
 
-def test_the_mend_is_applied_where_it_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fix_is_applied_where_it_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VERDICT_VARIABLE, "broken")
     assert apply_environment() == "broken"
     assert os.environ[ONEDNN_VARIABLE] == "AVX512_CORE_BF16"

@@ -22,7 +22,7 @@ def test_it_goes_on_from_where_retention_cut_the_log() -> None:
     assert (found.next, found.items) == (60, (58, 59))
 
 
-def test_a_number_told_again_changes_nothing() -> None:
+def test_a_number_recorded_again_changes_nothing() -> None:
     assert numbering(0, 1, 2, 1, 2).next == 3
     assert numbering(0, 1, 2, 2, 3).next == 4
 

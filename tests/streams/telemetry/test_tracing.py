@@ -39,7 +39,7 @@ def test_a_recorded_cause_counts_inside_an_unrecorded_span() -> None:
         assert tracing.traceparent() == UNRECORDED
 
 
-def test_a_trace_beyond_the_budget_is_told_to_be_unrecorded(spent: None) -> None:
+def test_a_trace_beyond_the_budget_is_marked_unrecorded(spent: None) -> None:
     with tracing.span("a", cause=record(None)):
         header = tracing.traceparent()
     assert header is not None

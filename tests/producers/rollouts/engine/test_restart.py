@@ -44,9 +44,11 @@ async def test_an_engine_that_dies_again_and_again_is_given_up() -> None:
     running = asyncio.create_task(engine.run())
     try:
         await engine.generate([5, 6], Sampling(max_tokens=4), "first")
-        for life in range(3):
-            assert await engine.available() == life
-            generating = asyncio.create_task(engine.generate([5, 6], Sampling(max_tokens=80), f"lost-{life}", seed=1))
+        for incarnation in range(3):
+            assert await engine.available() == incarnation
+            generating = asyncio.create_task(
+                engine.generate([5, 6], Sampling(max_tokens=80), f"lost-{incarnation}", seed=1)
+            )
             await asyncio.sleep(0)
             assert kill_cores() == 1
             with pytest.raises(EngineDied):

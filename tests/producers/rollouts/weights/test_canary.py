@@ -117,7 +117,7 @@ async def test_it_is_silent_at_the_start_and_after_an_update(engine: RolloutEngi
     assert 0 < gauges["canary_drift_p"] < BOUND / 2
 
 
-async def test_a_reload_without_the_expert_mend_is_an_alarm(engine: RolloutEngine, canary: Canary) -> None:
+async def test_a_reload_without_the_expert_fix_is_an_alarm(engine: RolloutEngine, canary: Canary) -> None:
     await engine._llm.collective_rpc("break_reload")
     await engine.update_weights(2, [WeightFile(WEIGHTS)])
     count, gauges = await alarms(engine, canary, "unpacked")

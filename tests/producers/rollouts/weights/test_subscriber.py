@@ -136,7 +136,9 @@ def test_a_delta_whose_base_is_not_to_be_had_is_refused_and_what_is_held_stays(
     check(held, history, 2)
 
 
-def test_a_corrupt_delta_is_told_from_a_corrupt_anchor(history: History, store: WeightStore, tmp_path: Path) -> None:
+def test_a_corrupt_delta_is_distinguished_from_a_corrupt_anchor(
+    history: History, store: WeightStore, tmp_path: Path
+) -> None:
     held = store.bring(history.events[6], history.events)
     for file in history.events[7].files:
         Path(file.blob.uri.removeprefix("file://")).write_bytes(b"x" * file.blob.size)
@@ -148,5 +150,5 @@ def test_a_corrupt_delta_is_told_from_a_corrupt_anchor(history: History, store: 
     # The learner's answer: the same version, in full.
     history.events[7] = history.full(7)
     check(store.bring(history.events[7], history.events), history, 7)
-    # What was told from the delta is told from the anchor: the digest is the same.
+    # What the delta gave is what the anchor gives: the digest is the same.
     check(store.bring(history.events[8], history.events), history, 8)
