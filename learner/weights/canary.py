@@ -45,6 +45,10 @@ faults that are known are thirty times it and more."""
 FLOOR: Final = 0.02
 """The smallest bound: with equal precisions on both sides there may be hardly any rounding in the first batch."""
 
+CEILING: Final = 0.5
+"""The largest bound: an engine that is wrong from the start must not set its own. FP8 blocks with an FP8 cache, the
+coarsest that is known, round by 0.05; the mildest of the known faults is at 1.4."""
+
 UNKNOWN: Final = 0.2
 """The bound where the rounding is not known: sets of earlier versions, or sampled at another temperature than 1."""
 
@@ -82,6 +86,10 @@ class CanarySet:
         proposals = self._ranks.exchange(msgspec.json.encode(choose(micro_batches)))
         chosen = next((found for each in proposals if (found := msgspec.json.decode(each, type=list[Chosen]))), None)
         if chosen is None:
+            if self._set is None:
+                logger.warning(
+                    "the canary has nothing to compare: no response of this batch begins within its %d tokens", TOKENS
+                )
             return
         own = score(self._policy, chosen, self._ranks.device)
         known = None if self._set is None else self._set.rounding
@@ -185,7 +193,10 @@ def bound_of(canary: Canary, setting: float | None) -> float:
     """The mean |Δ log p| above which a producer's scores are a fault: `setting`, else of what its engine has shown."""
     if setting is not None:
         return setting
-    return UNKNOWN if canary.rounding is None else max(FLOOR, FACTOR * canary.rounding)
+    if canary.rounding is None:
+        return UNKNOWN
+    # Not a number is larger than nothing: it ends at the ceiling too.
+    return max(FLOOR, FACTOR * canary.rounding) if FACTOR * canary.rounding <= CEILING else CEILING
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +267,7 @@ class CanaryWatch:
 def _why(canary: Canary) -> str:
     if canary.rounding is None:
         return "the default where the engine's rounding is not known"
-    return (
-        f"{FACTOR:g} times the {canary.rounding:.4f} of this run's engine before the first update, at least {FLOOR:g}"
-    )
+    return f"{FACTOR:g} times the {canary.rounding:.4f} of this run's engine before the first update, within {FLOOR:g} and {CEILING:g}"
 
 
 def compare(canary: Canary, scored: NDArray, version: int, producer_id: str) -> Drift:

@@ -12,7 +12,7 @@ import pytest
 import schemas
 from schemas import NDArray, Turn, WeightSpan
 from schemas.parts import MAX_METADATA_BYTES, MAX_TURNS
-from tests.builders import group_requested, rollout_completed, rollout_scored, step_completed
+from tests.builders import group_requested, rollout_completed, rollout_scored, step_completed, weights_published
 
 GOLDEN = Path(__file__).parent / "golden-4.json"
 """Hexadecimal bytes of the fields that version 4 added; written once by `EXAMPLES`, never changed."""
@@ -42,6 +42,15 @@ EXAMPLES: dict[str, schemas.Event] = {
     "RolloutCompleted": agentic(),
     "RolloutScored": rollout_scored(prompt_tokens=1, response_tokens=5, sampled_tokens=3),
     "StepCompleted": step_completed(3, trained_digest="sha256:aa", config_digest="sha256:bb"),
+    "WeightsPublished": weights_published(
+        3,
+        canary=schemas.Canary(
+            token_ids=NDArray.of(np.array([[4, 5, 6], [7, 8, 0]], "u4")),
+            logprobs=NDArray.of(np.array([[-0.5, -1.0], [-0.25, 0.0]], "f4")),
+            judged=NDArray.of(np.array([[0, 1], [1, 0]], "u1")),
+            rounding=0.0125,
+        ),
+    ),
 }
 
 

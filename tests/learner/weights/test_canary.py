@@ -13,6 +13,7 @@ from learner.model.packed_row import Rollout
 from learner.model.policy import Policy, load_model
 from learner.settings import LearnerSettings
 from learner.weights.canary import (
+    CEILING,
     FLOOR,
     RENEWED_EVERY,
     TOKENS,
@@ -149,6 +150,12 @@ def test_without_a_known_rounding_the_bound_is_a_fixed_one() -> None:
     old = Canary(token_ids=NDArray.of(np.zeros((2, 4), "u4")), logprobs=NDArray.of(OWN))
     assert bound_of(old, None) == UNKNOWN and old.compared().all()
     assert bound_of(msgspec.structs.replace(old, rounding=1e-6), None) == FLOOR
+
+
+@pytest.mark.parametrize("rounding", [5.5, float("inf"), float("nan")])
+def test_an_engine_that_is_wrong_from_the_start_does_not_set_its_own_bound(rounding: float) -> None:
+    old = Canary(token_ids=NDArray.of(np.zeros((2, 4), "u4")), logprobs=NDArray.of(OWN), rounding=rounding)
+    assert bound_of(old, None) == CEILING
 
 
 @pytest.mark.parametrize("producer_first", [False, True])
