@@ -267,7 +267,8 @@ class CanaryWatch:
 def _why(canary: Canary) -> str:
     if canary.rounding is None:
         return "the default where the engine's rounding is not known"
-    return f"{FACTOR:g} times the {canary.rounding:.4f} of this run's engine before the first update, within {FLOOR:g} and {CEILING:g}"
+    shown = f"{FACTOR:g} times the {canary.rounding:.4f} of the engine before the first update"
+    return f"{shown}, within {FLOOR:g} and {CEILING:g}"
 
 
 def compare(canary: Canary, scored: NDArray, version: int, producer_id: str) -> Drift:
