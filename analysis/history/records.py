@@ -40,6 +40,10 @@ def described(record: Record, model: Path) -> dict[str, Any]:
     return place | {"event": type(event).__name__} | fields
 
 
+_TIMES_S: Final = 1e8
+"""A field in seconds above this is a moment (unix time) and not a length of time."""
+
+
 def as_text(shown: dict[str, Any]) -> str:
     """Aligned lines, one a field that says something; lists of tables are indented below their name."""
     return "\n".join(_lines(shown, ""))
@@ -57,20 +61,24 @@ def _lines(table: dict[str, Any], indent: str) -> list[str]:
             lines.append(f"{indent}{name} ({len(value)})")
             lines += [f"{indent}    {_value_text(item)}" for item in value]
         else:
-            text = value if isinstance(value, str) and "\n" not in value else _value_text(value)
+            text = value if isinstance(value, str) and "\n" not in value else _value_text(value, name)
             lines.append(f"{indent}{name:<{width}}  {text}")
     return lines
 
 
-def _value_text(value: Any) -> str:
-    """One value on one line, as TOML has it."""
+def _value_text(value: Any, name: str = "") -> str:
+    """One value on one line, as TOML has it; a number with as many digits as say something, a time as a time."""
     match value:
         case bool():
             return "true" if value else "false"
+        case float() if name.endswith("_s") and value > _TIMES_S:
+            return clock(value)
+        case float():
+            return f"{value:.4g}"
         case str():
             return json.dumps(value, ensure_ascii=False)
         case dict():
-            return "{" + ", ".join(f"{k} = {_value_text(v)}" for k, v in value.items() if v is not None) + "}"
+            return "{" + ", ".join(f"{k} = {_value_text(v, k)}" for k, v in value.items() if v is not None) + "}"
         case list():
             return "[" + ", ".join(_value_text(item) for item in value) + "]"
         case _:

@@ -50,3 +50,16 @@ def test_metadata_is_shown_with_the_request(tmp_path: Path) -> None:
     request = group_requested(metadata={"source": "MATH", "level": 5, "tags": ["algebra"]})
     shown = described(record_at("prompts", value=encode(request)), tmp_path)
     assert 'metadata          {source = "MATH", level = 5, tags = ["algebra"]}' in as_text(shown).splitlines()
+
+
+def test_figures_have_as_many_digits_as_say_something_and_times_are_times() -> None:
+    shown = {
+        "metrics": {"learning_rate": 0.00019999999999999998, "loss": -0.05645676329731941, "ratio": 1.0, "step": 3},
+        "time_s": 1796128107.2752216,
+        "waited_s": 0.8775398080006198,
+    }
+    assert as_text(shown).splitlines() == [
+        "metrics   {learning_rate = 0.0002, loss = -0.05646, ratio = 1, step = 3}",
+        "time_s    2026-12-01 12:28:27.275Z",
+        "waited_s  0.8775",
+    ]
