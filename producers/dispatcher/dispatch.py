@@ -77,10 +77,15 @@ class Dispatch:
         return self._sequence
 
     def finished(self) -> bool:
-        """Whether the last step is done and the last held-back round measured: nothing will be asked for any more."""
+        """Whether the last step is done, its weights published and the last held-back round measured.
+
+        Nothing will be asked for any more, and nothing that the run makes is still on its way: a step is on the log
+        before its weights are, so the step alone would end a run without what it trained.
+        """
         last = self._settings.max_steps
-        done = last is not None and self.steps >= last and not self._evaluations.final_due(self.steps)
-        return done and self.evaluating.outstanding == 0
+        if last is None or self.steps < last or self._versions.published < last:
+            return False
+        return not self._evaluations.final_due(self.steps) and self.evaluating.outstanding == 0
 
     def on_event(self, event: Event) -> None:
         """Take in one fact; facts that do not concern the dispatcher are passed over."""
@@ -150,8 +155,11 @@ class Dispatch:
         if self._final_since_s is not None and not self._final_late:
             return [f"for weights {self.steps} to be applied{self._laggards()} before the last held-back round"]
         if self._finished_training():
-            left = self.evaluating.outstanding
-            return [f"for {left} held-back groups to be measured"] if left else []
+            if left := self.evaluating.outstanding:
+                return [f"for {left} held-back groups to be measured"]
+            last = self._settings.max_steps or 0
+            late = self.steps >= last > self._versions.published
+            return [f"for weights {last} to be published"] if late else []
         if self._free() == 0:
             complete = self.admission.waiting_for_batch
             return [

@@ -167,6 +167,9 @@ def test_no_training_prompt_beyond_the_last_planned_batch() -> None:
     assert dispatch.due(2.0) == [] and not dispatch.finished()
     dispatch.on_event(step_completed(0))
     assert dispatch.due(3.0) == [] and dispatch.admission.outstanding == 1
+    # Without held-back prompts too: a learner that was killed in between has not published what it trained.
+    assert not dispatch.finished() and dispatch.waiting() == ["for weights 1 to be published"]
+    dispatch.on_event(weights_published(1))
     assert dispatch.finished() and dispatch.waiting() == []
 
 
