@@ -132,19 +132,20 @@ class Session:
         return watching.result() if until is not None else None
 
     def _on_signal(self) -> None:
+        # What is to happen comes first: a note that cannot be shown must not keep the run from being stopped.
         if not self.stopping.is_set():
             self.interrupted = True
-            self._note("stopping (once more to kill at once)")
             self.stopping.set()
+            self._note("stopping (once more to kill at once)")
         elif not self.interrupted:
             self.interrupted = True
             self._note("already ending (once more to kill at once)")
         else:
-            self._note("killing everything")
             if self._supervisor is not None:
                 self._supervisor.kill()
             if self._broker is not None:
                 asyncio.get_running_loop().run_in_executor(None, self._broker.stop, 0.0)
+            self._note("killing everything")
 
     def _check_interrupted(self) -> None:
         if self.interrupted:

@@ -63,6 +63,19 @@ async def test_a_run_under_nohup_outlives_its_terminal(config: RunConfig) -> Non
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_stops_the_run_though_nobody_can_be_told(config: RunConfig, number: signal.Signals) -> None:
+    """The terminal is closed: what is written there raises, and the run would have to be killed."""
+
+    def closed(said: str) -> None:
+        raise OSError(5, "Input/output error", said)
+
+    async with Session(config, note=closed) as session:
+        os.kill(os.getpid(), number)
+        async with asyncio.timeout(DEADLINE_S):
+            await session.stopping.wait()
+
+
 async def test_a_broker_that_dies_again_and_again_ends_the_run(config: RunConfig) -> None:
     async with Session(config, note=lambda said: None) as session:
         with pytest.raises(
