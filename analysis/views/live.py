@@ -1,6 +1,13 @@
-"""The live view: a table that is redrawn on a terminal, plain lines anywhere else."""
+"""The live view: a table that is redrawn on a terminal, plain lines anywhere else.
 
+A view never ends what it shows. Its terminal may be closed, its file's disk be full, its pipe's reader be gone: what
+cannot be written then is left out, and the next is tried again.
+"""
+
+import contextlib
 import time
+from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
@@ -12,6 +19,9 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 5.0
 _COLUMNS = 92
+
+_UNWRITABLE = (OSError, ValueError)
+"""What writing raises: the system's error, or that the stream is closed."""
 _SPARKS = "▁▂▃▄▅▆▇█"
 _BAR = 40
 
@@ -57,7 +67,8 @@ class PlainView:
     def note(self, text: str) -> None:
         """See `View`."""
         self._printed_s = time.monotonic()
-        print(f"[{self._printed_s - self._began_s:6.1f} s] {text}", file=self._stream, flush=True)
+        with contextlib.suppress(*_UNWRITABLE):
+            print(f"[{self._printed_s - self._began_s:6.1f} s] {text}", file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +88,7 @@ class TerminalView:
 
         self._title = title
         self._began_s = time.monotonic()
-        self._rates: list[float] = []
+        self._rates: deque[float] = deque(maxlen=_BAR)
         self._now: Snapshot | None = None
         self._console = Console(file=stream, highlight=False)
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
@@ -90,16 +101,19 @@ class TerminalView:
 
     def note(self, text: str) -> None:
         """See `View`."""
-        self._console.print(f"{time.strftime('%H:%M:%S')} {text}", style="yellow", markup=False)
+        with contextlib.suppress(*_UNWRITABLE):
+            self._console.print(f"{time.strftime('%H:%M:%S')} {text}", style="yellow", markup=False)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        with contextlib.suppress(*_UNWRITABLE):
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with contextlib.suppress(*_UNWRITABLE):
+            self._live.stop()
 
     def _render(self) -> "RenderableType":
         from rich.console import Group
@@ -124,7 +138,7 @@ class TerminalView:
         return Panel(Group(*body), title=self._title, subtitle=elapsed, width=min(_COLUMNS, self._console.width))
 
 
-def _rows(now: Snapshot, rates: list[float]) -> list[tuple[str, str]]:
+def _rows(now: Snapshot, rates: Iterable[float]) -> list[tuple[str, str]]:
     rate = "-" if now.pass_rate is None else f"{now.pass_rate:.3f}  {sparkline(rates)}"
     held_back = "-" if now.held_back is None else f"{now.held_back[1]:.3f} after step {now.held_back[0]}"
     return [
@@ -151,10 +165,10 @@ def _progress(now: Snapshot) -> str:
     return ", ".join(parts)
 
 
-def sparkline(values: list[float], width: int = _BAR) -> str:
+def sparkline(values: Iterable[float], width: int = _BAR) -> str:
     """The last values as bars between 0 and 1."""
     top = len(_SPARKS) - 1
-    return "".join(_SPARKS[min(top, max(0, round(value * top)))] for value in values[-width:])
+    return "".join(_SPARKS[min(top, max(0, round(value * top)))] for value in deque(values, maxlen=width))
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -4,6 +4,7 @@ import pty
 import re
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,21 @@ def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sparkline_spans_nothing_to_everything() -> None:
     assert sparkline([0.0, 1.0, 2.0, -1.0]) == "▁██▁"
+
+
+def test_a_view_that_cannot_be_written_ends_nothing() -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 (closing it fails as well)
+    with PlainView(full) as view:
+        view.note("something happened")
+        view.show(at(1))
+    with suppress(OSError):
+        full.close()
+    ours, theirs = pty.openpty()
+    stream = os.fdopen(theirs, "w")
+    with TerminalView(stream, "title") as table:
+        os.close(ours)  # the terminal's window is closed
+        table.note("something happened")
+        table.show(at(1))
+        with suppress(OSError):
+            stream.close()
+        table.note("something else happened")
