@@ -16,7 +16,7 @@ from deploy.errors import FAILED, USAGE, DeployError
 
 SUBCOMMANDS: Final = {
     "demo": "train the tiny model that ships with the project, watch it learn, and check every rollout",
-    "up": "start the broker and all services of a configuration, and keep them up until stopped",
+    "up": "start the broker and all services of a configuration, until the last step or until stopped",
     "run": "run one service",
     "topics": "the run's topics: records, partitions, and how far their readers are",
     "status": "what every service does and waits for",

@@ -113,13 +113,15 @@ def _run_ranks(config: RunConfig, service: str) -> int:
 
     from deploy.local.processes import service_units
     from deploy.local.restarts import RestartPolicy
+    from deploy.local.run_lock import run_lock
     from deploy.local.supervisor import Supervisor
     from streams.processes.amx import apply_environment
 
     bootstrap_of(config)
     config.service(service)
     if not config.layout.config.is_file():
-        adopt(config)
+        with run_lock(config.layout.lock):
+            adopt(config)
     apply_environment()
 
     async def serve() -> None:
