@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from consumers.rewards.verifiers.units import PERCENT, currency_of, split_unit, without_currency
+
 _BOXES: Final = ("\\boxed", "\\fbox", "\\framebox")
 _BETWEEN_BOXES: Final = re.compile(r"[\s$.;]*(?:,|\\text\{\s*)?\s*(?:and|or|,)?\s*\}?[\s$]*")
 _STATED: Final = re.compile(r"(?i)(?:\banswer\s*(?:is|:|=)|####)\s*:?")
@@ -27,21 +29,8 @@ _BARE_CHOICE: Final = re.compile(r"[([]?\s*([A-J])\s*[)\].]?|\(([A-J])\)\s.*", r
 _TIME: Final = re.compile(r"0?(\d{1,2}):([0-5]\d)\s*([ap])?\.?(m?)\.?", re.IGNORECASE)
 _BASED: Final = re.compile(r"([0-9A-Za-z]+)\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+))")
 _SCIENTIFIC: Final = re.compile(r"(?<![\w.])([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)(?!\w)")
-_UNIT: Final = re.compile(
-    r"(?P<number>.*[\w}!)])\s*(?:\\text|\\mathrm|\\textrm|\\mbox|\\rm)\s*\{(?P<unit>[^{}]*[A-Za-z][^{}]*)\}\s*"
-    r"(?:\^\s*\{?(?P<power>-?\d)\}?)?",
-    re.DOTALL,
-)
-_PLAIN_UNIT: Final = re.compile(
-    r"(?P<number>[-+]?[\d.,/ ]*\d)\s*(?P<unit>(?!and\b|or\b)[A-Za-z][A-Za-z.]+(?:[ /][A-Za-z]+)*)"
-    r"(?:\^\{?(?P<power>\d)\}?)?"
-)
-_PERCENT: Final = re.compile(
-    r"(?P<number>.*[\d}!)])\s*(?:\\?%|(?:\\text\s*\{\s*)?(?:percent|pct)\.?\s*\}?)", re.DOTALL | re.IGNORECASE
-)
-PERCENT: Final = "%"
+_QUANTITY: Final = re.compile(r"(?:\\\$|[$€£¥₹])?[-+]?(?:\d[\d.,/]*)\D{0,24}$")
 _GROUPED: Final = re.compile(r"[-+]?\d{1,3}(?:(?:\{,\}|,|\\,|\\ |\\!| |’|'|,\\!)\d{3})+(?:\.\d+)?")
-_CURRENCY: Final = re.compile(r"(?:\\\$|[$€£¥₹])\s*(?=[-+]?[\d.])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +63,12 @@ def stated_answer(text: str) -> str | None:
     return _without_full_stop(line.strip("*").strip()) or None
 
 
+def last_quantity(text: str) -> str:
+    """The number that a text ends with and what stands behind it, which may be its unit; empty where there is none."""
+    found = _QUANTITY.search(_without_full_stop(" ".join(text.split())))
+    return found[0] if found else ""
+
+
 def is_boxed(text: str) -> bool:
     """Whether a response has a box that is closed."""
     return bool(_boxed(text))
@@ -87,6 +82,8 @@ def reference_answer(reference: str) -> Answer:
 def read_answer(text: str, expected: Answer | None) -> Answer:
     """`text` in normal form; a response's answer is read as the kind that its reference (`expected`) is."""
     bare = _bare(text)
+    currency = currency_of(bare)
+    bare = without_currency(bare).replace("$", " ").strip()
     plain = _without_full_stop(_plain(bare))
     if expected is None or expected.kind == "choice":
         pattern = _BARE_CHOICE if expected is None else _CHOICE
@@ -98,8 +95,8 @@ def read_answer(text: str, expected: Answer | None) -> Answer:
         return Answer("based", found[1].upper().lstrip("0"), found[2] or found[3])
     if (expected is not None and expected.kind == "words") or _is_words(bare, plain):
         return Answer("words", _folded(plain))
-    formula, unit = _split_unit(bare)
-    return Answer("formula", _numeral(formula), unit)
+    formula, unit = split_unit(_without_full_stop(bare), None if expected is None else bool(expected.unit))
+    return Answer("formula", _numeral(formula), unit or currency)
 
 
 def same_text(one: Answer, other: Answer) -> bool:
@@ -149,15 +146,14 @@ def _closing(text: str, opening: int) -> int | None:
 
 
 def _bare(text: str) -> str:
-    """Without the delimiters of a formula, currency signs and line breaks."""
+    """Without the delimiters of a formula and line breaks."""
     text = " ".join(text.split())
     for first, last in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")):
         if len(text) > len(first) + len(last) and text.startswith(first) and text.endswith(last):
             inner = text[len(first) : -len(last)]
             if first not in inner or first in ("\\(", "\\["):
                 text = inner.strip()
-    text = _CURRENCY.sub("", text)
-    return text.replace("$", " ").strip()
+    return text
 
 
 def _plain(text: str) -> str:
@@ -191,19 +187,6 @@ def _unspaced(text: str) -> str:
 
 def _without_full_stop(text: str) -> str:
     return text[:-1].rstrip() if text.endswith((".", "。")) and not text.endswith("..") else text
-
-
-def _split_unit(bare: str) -> tuple[str, str]:
-    """A number and the unit behind it, in a form in which units compare."""
-    bare = _without_full_stop(bare)
-    if percent := _PERCENT.fullmatch(bare):
-        return percent["number"].strip(), PERCENT
-    found = _UNIT.fullmatch(bare) or _PLAIN_UNIT.fullmatch(bare)
-    if found is None or found["unit"].strip().lower() in ("and", "or", "percent", "pct", "base", "if", "for", "mod"):
-        return bare, ""
-    unit = re.sub(r"[\s.\\]+", " ", found["unit"]).strip().casefold()
-    unit = unit[:-1] if len(unit) > 3 and unit.endswith("s") else unit
-    return found["number"].strip(), f"{unit}^{found['power']}" if found["power"] else unit
 
 
 def _numeral(text: str) -> str:

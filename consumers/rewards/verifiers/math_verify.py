@@ -26,6 +26,7 @@ from consumers.rewards.verifiers.answers import (
     Answer,
     is_boxed,
     is_percentage_of,
+    last_quantity,
     read_answer,
     reference_answer,
     same_text,
@@ -106,6 +107,9 @@ def _is_last_formula(text: str, expected: Answer) -> bool:
     """A response that states no answer: all of it, or its last formula."""
     if len(text) < 200 and _is_right(read_answer(text, expected), expected):
         return True
+    # The package reads no units: 5 s would be right where 5 m is asked for.
+    if units_differ(read_answer(last_quantity(text), expected), expected):
+        return False
     parse, _ = _package()
     return expected.kind == "formula" and _verify(expected.text, _parsed(parse(text, parsing_timeout=None)))
 
