@@ -5,9 +5,11 @@ some references never come to an end. One that takes longer than its time costs 
 
     list(unreadable([("math_verify", "3"), ("math_verify", "")], 5.0))     # [(1, "reference '' is empty")]
 
-`python -m consumers.rewards.references` is the child: JSON lines of [verifier, reference] in, of a reason or null out.
+`python -m consumers.rewards.references` is the child: JSON lines of [verifier, reference] in, and when it has read them
+all and is warm a line "ready" out, then a reason or null for each.
 """
 
+import contextlib
 import json
 import queue
 import subprocess
@@ -16,39 +18,41 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Final
 
+from streams.errors import DeadlineError, StreamsError
+
 CHILD: Final = (sys.executable, "-P", "-m", "consumers.rewards.references")
 
 START_S: Final = 120.0
-"""For the first answer of a child: the packages' imports, on a machine that is busy."""
+"""For a child to be ready: the packages' imports, on a machine that is busy."""
+
+READY: Final = "ready"
 
 Given = tuple[str, str | dict[str, Any]]
 """The name of a verifier, and a reference for it."""
 
 
 def unreadable(given: Sequence[Given], timeout_s: float) -> Iterator[tuple[int, str]]:
-    """(index, reason) of every reference that its verifier cannot use, in order; each may take `timeout_s` seconds."""
+    """(index, reason) of every reference that its verifier cannot use, in order; each may take `timeout_s` seconds.
+
+    DeadlineError: a child is not ready in time. StreamsError: it ends before it is.
+    """
     lines = [json.dumps(item, sort_keys=True) for item in given]
     first_of: dict[str, int] = {}
     for index, line in enumerate(lines):
         first_of.setdefault(line, index)
     distinct = list(first_of)
     reasons: dict[str, str] = {}
-    begin = 0
-    while begin < len(distinct):
-        judged = 0
-        for reason in _judged(distinct[begin:], timeout_s):
+    judged = 0
+    while judged < len(distinct):
+        for reason in _judged(distinct[judged:], timeout_s):
             if reason is not None:
-                reasons[distinct[begin + judged]] = reason
+                reasons[distinct[judged]] = reason
             judged += 1
-        begin += judged
-        if begin < len(distinct):
-            reasons[distinct[begin]] = f"its verifier does not come to an end with it within {timeout_s:g} s"
-            begin += 1
     yield from ((index, reasons[line]) for index, line in enumerate(lines) if line in reasons)
 
 
 def _judged(lines: Sequence[str], timeout_s: float) -> Iterator[str | None]:
-    """The reason, or None, of each line until one takes too long or ends the child."""
+    """The reason, or None, of each line, up to the first that takes too long or ends the child."""
     child = subprocess.Popen(
         CHILD,
         stdin=subprocess.PIPE,
@@ -65,20 +69,40 @@ def _judged(lines: Sequence[str], timeout_s: float) -> Iterator[str | None]:
     try:
         for thread in threads:
             thread.start()
-        for number in range(len(lines)):
-            try:
-                answer = answers.get(timeout=max(timeout_s, START_S) if number == 0 else timeout_s)
-            except queue.Empty:
-                return
-            if not answer:
-                return
-            yield json.loads(answer)
+        ready = _next(answers, START_S)
+        if ready is None:
+            raise DeadlineError("for the verifiers to be ready to judge references", START_S)
+        if not ready:
+            raise StreamsError(f"the process that judges references ended before it was ready ({_ended(child)})")
+        for _ in lines:
+            answer = _next(answers, timeout_s)
+            if answer:
+                yield json.loads(answer)
+                continue
+            if answer is None:
+                yield f"its verifier does not come to an end with it within {timeout_s:g} s"
+            else:
+                yield f"its verifier's process ends with it ({_ended(child)})"
+            return
     finally:
         child.kill()
         for thread in threads:
             thread.join()
         child.wait()
         child.stdout.close()
+
+
+def _next(answers: "queue.Queue[str]", seconds: float) -> str | None:
+    """The child's next line, empty where it has ended, None where it takes longer."""
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+def _ended(child: subprocess.Popen[str]) -> str:
+    code = child.wait(START_S)
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _feed(stream: IO[str], lines: Sequence[str]) -> None:
@@ -99,8 +123,12 @@ def main() -> int:
     """The child."""
     from consumers.rewards.verifiers import VerifierError, load
 
-    for line in sys.stdin:
-        verifier, reference = json.loads(line)
+    given = [json.loads(line) for line in sys.stdin]
+    for verifier in {name for name, _ in given}:
+        with contextlib.suppress(VerifierError):  # said with its first reference
+            load(verifier).warm()
+    print(json.dumps(READY), flush=True)
+    for verifier, reference in given:
         reason = None
         try:
             load(verifier).check_reference(reference)

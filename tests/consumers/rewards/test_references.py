@@ -7,12 +7,14 @@ import pytest
 
 from consumers.rewards import references
 from consumers.rewards.references import unreadable
+from streams.errors import DeadlineError, StreamsError
 from tests.consumers.rewards.answer_pairs import PAIRS
 
 SLOW = """
 import json, sys, time
-for line in sys.stdin:
-    name, reference = json.loads(line)
+given = [json.loads(line) for line in sys.stdin]
+print('"ready"', flush=True)
+for name, reference in given:
     if reference == "hangs":
         time.sleep(60)
     if reference == "dies":
@@ -53,3 +55,16 @@ def test_what_hangs_or_ends_the_child_is_named_and_the_others_are_judged(monkeyp
     found = dict(unreadable(given, 1.0))
     assert sorted(found) == [1, 2, 3, 4]
     assert found[2] == "no" and "does not come to an end with it within 1 s" in found[1]
+    assert found[3] == "its verifier's process ends with it (exit code 1)"
+
+
+def test_the_time_of_a_reference_begins_when_its_verifier_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of another verifier than the one before paid for that one's import and was called endless."""
+    monkeypatch.setattr(references, "CHILD", (sys.executable, "-c", f"import time\ntime.sleep(3)\n{SLOW}"))
+    assert list(unreadable([("exact_match", "good")], 1.0)) == []
+    monkeypatch.setattr(references, "START_S", 0.5)
+    with pytest.raises(DeadlineError, match=r"waited 0\.5 s for the verifiers to be ready"):
+        list(unreadable([("exact_match", "good")], 1.0))
+    monkeypatch.setattr(references, "CHILD", (sys.executable, "-c", "raise SystemExit(3)"))
+    with pytest.raises(StreamsError, match=r"ended before it was ready \(exit code 3\)"):
+        list(unreadable([("exact_match", "good")], 1.0))
