@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from schemas import TOPICS, Event, decode
 from streams.broker import Broker
 from streams.log.admin import TopicSpec, create_topics
 from streams.log.clients import Log, LogSettings, Writer
 from streams.log.tail import read_to_end
+from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
 
 NOWHERE = "127.0.0.1:1"
@@ -43,6 +46,26 @@ async def write(log: Log, *outputs: Output) -> None:
     async with Writer(log) as writer:
         for output in outputs:
             await writer.write(output)
+
+
+@asynccontextmanager
+async def transactions(log: Log, name: str) -> AsyncIterator[TransactionalWriter]:
+    """A writer by that id, closed however the test ends; behind it, everything that it committed can be read.
+
+    Kafka says that a transaction is committed before its markers stand, and until then a reader does not see it;
+    whoever fences its writer waits for them.
+    """
+    writer = TransactionalWriter(log, f"{log.settings.run}.{name}")
+    try:
+        await writer.open()
+        yield writer
+    finally:
+        await writer.close()
+    successor = TransactionalWriter(log, f"{log.settings.run}.{name}")
+    try:
+        await successor.open()
+    finally:
+        await successor.close()
 
 
 async def records(log: Log, topic: str) -> list[Record]:

@@ -18,33 +18,26 @@ from streams.log.fetch import RecordFetcher
 from streams.log.history import read_topic
 from streams.log.reader import Reader
 from streams.log.tail import Tail, read_tail
-from streams.log.transaction import TransactionalWriter
 from streams.record import Output, Record
-from tests.run_logs import everything, write
+from tests.run_logs import everything, transactions, write
 from tests.streams.stages.stage_run import PARTITIONS, scored, step
 
 
 async def test_nothing_of_an_aborted_transaction_is_seen(log: Log) -> None:
-    writer = TransactionalWriter(log, f"{log.settings.run}.writer")
-    await writer.open()
-    await writer.write([scored("a", 0)])
-    successor = TransactionalWriter(log, f"{log.settings.run}.writer")
-    await successor.open()
-    with pytest.raises(Exception, match=r"has taken over|failed"):
-        await writer.write([scored("a", 1)])
-    await successor.write([scored("a", 2)])
+    async with transactions(log, "writer") as writer:
+        await writer.write([scored("a", 0)])
+        async with transactions(log, "writer") as successor:
+            with pytest.raises(Exception, match=r"has taken over|failed"):
+                await writer.write([scored("a", 1)])
+            await successor.write([scored("a", 2)])
     seen = [event.rollout_id for event in await everything(log, "scores") if isinstance(event, RolloutScored)]
     assert seen == ["a.0", "a.2"]
-    await writer.close()
-    await successor.close()
 
 
 async def test_the_tail_is_read_past_transaction_markers(log: Log) -> None:
-    writer = TransactionalWriter(log, f"{log.settings.run}.steps")
-    await writer.open()
-    for number in range(5):
-        await writer.write([step(number)])
-    await writer.close()
+    async with transactions(log, "steps") as writer:
+        for number in range(5):
+            await writer.write([step(number)])
     found = await read_tail(log, Tail("steps", newest=2), None, time.time())
     steps = [event.step for event, _ in found if isinstance(event, StepCompleted)]
     assert steps[-2:] == [3, 4]
@@ -53,15 +46,9 @@ async def test_the_tail_is_read_past_transaction_markers(log: Log) -> None:
 
 async def test_a_tail_is_read_from_further_back_until_it_holds_what_is_wanted(log: Log) -> None:
     """A batch number must not begin at 0 again because much else was written behind the last batch."""
-    writer = TransactionalWriter(log, f"{log.settings.run}.steps")
-    await writer.open()
-    await writer.write([step(7)])
-    await writer.write([Output("steps", scored("other", index).event) for index in range(40)])
-    await writer.close()
-    # Kafka says that a transaction is committed before its markers stand; whoever fences its writer waits for them.
-    successor = TransactionalWriter(log, f"{log.settings.run}.steps")
-    await successor.open()
-    await successor.close()
+    async with transactions(log, "steps") as writer:
+        await writer.write([step(7)])
+        await writer.write([Output("steps", scored("other", index).event) for index in range(40)])
     assert not await read_tail(log, Tail("steps", newest=0), None, time.time())
 
     def holds_step(event: Event) -> bool:
@@ -100,10 +87,8 @@ async def test_history_of_a_plain_writer_comes_with_its_headers(log: Log) -> Non
 
 
 async def test_a_reader_position_passes_transaction_markers(log: Log) -> None:
-    writer = TransactionalWriter(log, f"{log.settings.run}.w")
-    await writer.open()
-    await writer.write([step(1)])
-    await writer.close()
+    async with transactions(log, "w") as writer:
+        await writer.write([step(1)])
     async with Reader(log, {("steps", 0): None}) as reader:
         ends = await reader.ends()
         assert len(await reader.poll(30.0)) == 1
@@ -113,10 +98,8 @@ async def test_a_reader_position_passes_transaction_markers(log: Log) -> None:
 
 
 async def test_history_is_read_up_to_now_and_without_what_was_not_committed(log: Log) -> None:
-    writer = TransactionalWriter(log, f"{log.settings.run}.w")
-    await writer.open()
-    written = [await writer.write([scored(f"g{index}", index)]) for index in range(20)]
-    await writer.close()
+    async with transactions(log, "w") as writer:
+        written = [await writer.write([scored(f"g{index}", index)]) for index in range(20)]
 
     def scanned(**window: float) -> list[Record]:
         return list(read_topic(log.settings.bootstrap, log.settings.run, "scores", **window))

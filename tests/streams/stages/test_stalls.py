@@ -17,7 +17,6 @@ from streams.log.admin import Admin
 from streams.log.clients import Log, Writer
 from streams.log.dead_letters import place
 from streams.log.reader import Reader
-from streams.log.transaction import TransactionalWriter
 from streams.record import Record
 from streams.runtime.service_context import ServiceContext
 from streams.stages.follower import follow
@@ -25,7 +24,7 @@ from streams.stages.processor import ProcessorSpec, ProcessResult
 from streams.stages.runner import run_processor
 from streams.stages.worker import run_worker
 from tests.builders import service_of, until
-from tests.run_logs import write
+from tests.run_logs import transactions, write
 from tests.streams.stages.stage_run import PARTITIONS, scored
 from tests.streams.stages.test_stages import SPEC, Collector, Pairs
 
@@ -184,11 +183,9 @@ async def test_a_processor_that_does_not_return_ends_its_process(
 
 async def test_a_stage_that_has_nothing_to_do_has_no_lag(log: Log, tmp_path: Path, run: str) -> None:
     """Transaction markers at the end of the input take offsets, which the stages pass once they have drained it."""
-    writer = TransactionalWriter(log, f"{run}.before")
-    await writer.open()
-    for group in ("a", "b"):
-        await writer.write([scored(group, 0), scored(group, 1)])
-    await writer.close()
+    async with transactions(log, "before") as writer:
+        for group in ("a", "b"):
+            await writer.write([scored(group, 0), scored(group, 1)])
 
     def lags() -> list[int]:
         with Admin(log.settings.bootstrap) as admin:
