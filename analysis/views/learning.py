@@ -1,13 +1,13 @@
 """Whether a run learns, from a few records of its log: `status` must answer at once however long the run is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from analysis.history.run_log import RunLog
 from analysis.views.durations import in_words
 from analysis.views.live_figures import pace
-from schemas import Event, GroupEvaluated, StepCompleted, UndecodableError, decode
+from schemas import Event, GroupDropped, GroupEvaluated, GroupRequested, StepCompleted, UndecodableError, decode
 
 _RECENT_STEPS = 20
 _ENDS = 5
@@ -15,7 +15,7 @@ _ENDS = 5
 
 
 class Learning(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run is. `held_back_*`: (step, pass rate) of its first and newest held-back round; None where not known.
+    """Where a run is. `held_back_*`: (step, pass rate) of its first and newest complete held-back round, or None.
 
     `reward_*`: mean reward of the first and of the newest steps; `left_s`: seconds to the last step at the pace of the
     newest ones.
@@ -32,17 +32,16 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def learning(log: RunLog, *, steps: int, now_s: float) -> Learning:
-    """Reads `steps` whole and the parts of `groups` around the first step and since the newest ones."""
+    """Reads `steps` whole, and what holds the first and the newest held-back round of `prompts` and `groups`."""
     done: dict[int, StepCompleted] = {}
     for event, _ in log.events("steps"):
         if isinstance(event, StepCompleted):
             done.setdefault(event.step, event)
     ordered = [done[step] for step in sorted(done)]
-    newest = ordered[-_RECENT_STEPS:]
-    steps_per_h, left_s = pace([(step.step, step.time_s) for step in newest], now_s, steps)
+    newest = [(step.step, step.time_s) for step in ordered[-_RECENT_STEPS:]]
+    steps_per_h, left_s = pace(newest, now_s, steps)
     rewards = [step.metrics["reward"] for step in ordered if "reward" in step.metrics]
-    first = _rounds(_events(log, until_s=ordered[0].time_s if ordered else None))
-    last = _rounds(_events(log, since_s=newest[0].time_s)) if newest else {}
+    first, last = _first_round(log, ordered), _newest_round(log, ordered)
     return Learning(
         step=max(done, default=0),
         steps=steps,
@@ -50,8 +49,8 @@ def learning(log: RunLog, *, steps: int, now_s: float) -> Learning:
         left_s=left_s,
         reward_first=_mean(rewards[:_ENDS]),
         reward_last=_mean(rewards[-_ENDS:]),
-        held_back_first=min(first.items()) if first else None,
-        held_back_last=max(last.items()) if last else None,
+        held_back_first=first,
+        held_back_last=last,
     )
 
 
@@ -71,23 +70,72 @@ def as_line(now: Learning) -> str:
     return "; ".join(parts)
 
 
-def _events(log: RunLog, *, since_s: float | None = None, until_s: float | None = None) -> Iterable[Event]:
-    for record in log.read("groups", since_s=since_s, until_s=until_s):
+def _first_round(log: RunLog, done: Sequence[StepCompleted]) -> tuple[int, float] | None:
+    """The first round that is complete: read up to the first step, and further while there is none."""
+    reach = 1
+    while reach < len(done):
+        # Its requests are looked for further than its outcomes, so that they are all there.
+        requests, outcomes = done[min(4 * reach, len(done) - 1)].time_s, done[reach - 1].time_s
+        if found := _rounds(log, requested_until_s=requests, until_s=outcomes):
+            return min(found.items())
+        reach *= 4
+    found = _rounds(log)
+    return min(found.items()) if found else None
+
+
+def _newest_round(log: RunLog, done: Sequence[StepCompleted]) -> tuple[int, float] | None:
+    """The newest round that is complete: read since the newest steps, and from further back while there is none."""
+    reach = _RECENT_STEPS
+    while reach < len(done):
+        # A round that was asked for before the first of these steps may have lost some of its requests here.
+        begin = done[-reach]
+        found = {step: rate for step, rate in _rounds(log, since_s=begin.time_s).items() if step >= begin.step}
+        if found:
+            return max(found.items())
+        reach *= 4
+    found = _rounds(log)
+    return max(found.items()) if found else None
+
+
+def _rounds(
+    log: RunLog,
+    *,
+    since_s: float | None = None,
+    until_s: float | None = None,
+    requested_until_s: float | None = None,
+) -> dict[int, float]:
+    """Step → pass rate of every held-back round that is complete in a part of the log (Unix seconds).
+
+    Complete: each of its groups is closed, or a newer round was asked for, which ends the one before.
+    """
+    asked: dict[int, set[str]] = {}
+    for event in _events(log, "prompts", since_s, requested_until_s):
+        if isinstance(event, GroupRequested) and event.evaluation is not None:
+            asked.setdefault(event.evaluation, set()).add(event.group_id)
+    if not asked:
+        return {}
+    passed: dict[str, tuple[float, int]] = {}
+    for event in _events(log, "groups", since_s, until_s):
+        if isinstance(event, GroupEvaluated):
+            found = [member.passed for member in event.members if member.passed is not None]
+            passed.setdefault(event.group_id, (sum(found), len(found)))
+        elif isinstance(event, GroupDropped):
+            passed.setdefault(event.group_id, (0.0, 0))
+    rates: dict[int, float] = {}
+    for step, groups in asked.items():
+        closed = groups & passed.keys()
+        judged = sum(passed[group][1] for group in closed)
+        if judged and (len(closed) == len(groups) or step < max(asked)):
+            rates[step] = sum(passed[group][0] for group in closed) / judged
+    return rates
+
+
+def _events(log: RunLog, topic: str, since_s: float | None, until_s: float | None) -> Iterable[Event]:
+    for record in log.read(topic, since_s=since_s, until_s=until_s):
         try:
             yield decode(record.value)
         except UndecodableError:
             continue
-
-
-def _rounds(events: Iterable[Event]) -> dict[int, float]:
-    """Step → pass rate over the groups of the round that are among `events`, each once."""
-    groups: dict[int, dict[str, tuple[float, int]]] = {}
-    for event in events:
-        if isinstance(event, GroupEvaluated):
-            passed = [member.passed for member in event.members if member.passed is not None]
-            groups.setdefault(event.evaluation, {}).setdefault(event.group_id, (sum(passed), len(passed)))
-    counts = {step: sum(n for _, n in found.values()) for step, found in groups.items()}
-    return {step: sum(passed for passed, _ in groups[step].values()) / n for step, n in counts.items() if n}
 
 
 def _mean(values: list[float]) -> float | None:

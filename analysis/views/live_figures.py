@@ -1,15 +1,26 @@
 """The figures that the live view shows. Pure: a frozen snapshot from the history, the clock and the lags."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
+from typing import Final
 
 from analysis.history.history import History
 from analysis.views.durations import in_words
 
-_RATE_WINDOW_S = 10.0
-_RECENT_ROLLOUTS = 512
-_RECENT_STEPS = 50
+RATE_WINDOW_S: Final = 10.0
+"""Tokens a second are over so long."""
+
+RECENT_ROLLOUTS: Final = 512
+"""The pass rate is over so many."""
+
+RECENT_STEPS: Final = 50
+"""The pace is that of so many."""
+
+_PAUSED: Final = 10
+"""A step that took so many times the median is a pause: the run was down, or stood still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +53,11 @@ class Snapshot:
 def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int]) -> Snapshot:
     """The figures at `now_s` (unix seconds)."""
     scored = [rollout for rollout in history.rollouts.values() if rollout.scored_s is not None]
-    recent = [rollout for rollout in scored if rollout.purpose == "train"][-_RECENT_ROLLOUTS:]
+    recent = [rollout for rollout in scored if rollout.purpose == "train"][-RECENT_ROLLOUTS:]
     passed = [rollout.passed for rollout in recent if rollout.passed is not None]
-    window = [rollout.tokens for rollout in scored if (rollout.scored_s or 0.0) > now_s - _RATE_WINDOW_S]
+    window = [rollout.tokens for rollout in scored if (rollout.scored_s or 0.0) > now_s - RATE_WINDOW_S]
     newest = history.steps[max(history.steps)] if history.steps else None
-    times = [(step.step, step.time_s) for _, step in sorted(history.steps.items())[-_RECENT_STEPS:]]
+    times = [(step.step, step.time_s) for _, step in sorted(history.steps.items())[-RECENT_STEPS:]]
     steps_per_h, left_s = pace(times, now_s, steps)
     reasons = Counter(closing.reason for closing in history.closings.values())
     return Snapshot(
@@ -56,7 +67,7 @@ def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int])
         pass_rate=sum(passed) / len(passed) if passed else None,
         held_back=_newest_round(history),
         reward=newest.metrics.get("reward") if newest else None,
-        tokens_per_s=sum(window) / _RATE_WINDOW_S,
+        tokens_per_s=sum(window) / RATE_WINDOW_S,
         staleness=newest.metrics.get("staleness") if newest else None,
         groups_ready=reasons["ready"],
         groups_dropped={name: n for name, n in sorted(reasons.items()) if name not in ("ready", "evaluated")},
@@ -71,14 +82,21 @@ def snapshot(history: History, *, now_s: float, steps: int, lag: dict[str, int])
 def pace(times: Sequence[tuple[int, float]], now_s: float, steps: int) -> tuple[float | None, float | None]:
     """Steps an hour over `times` (step, when it was done), and seconds left to `steps`; None where it cannot be told.
 
-    A step that takes longer than those before it slows the pace down while it lasts.
+    A step that takes longer than those before it slows the pace down while it lasts; a pause, once it is over, does not
+    count: a run that was down for a night is not slower for it.
     """
-    if len(times) < 2:
+    spans_s = [
+        (later_s - earlier_s) / max(1, later - earlier)
+        for (earlier, earlier_s), (later, later_s) in itertools.pairwise(times)
+    ]
+    if not spans_s:
         return None, None
-    (first, first_s), (last, last_s) = times[0], times[-1]
-    usual_s = (last_s - first_s) / max(1, last - first)
-    late_s = max(0.0, now_s - last_s - usual_s)
-    a_step_s = (last_s - first_s + late_s) / max(1, last - first)
+    usual_s = median_low(spans_s)
+    worked_s = [span_s for span_s in spans_s if span_s <= _PAUSED * usual_s] or spans_s
+    last, last_s = times[-1]
+    mean_s = sum(worked_s) / len(worked_s)
+    late_s = max(0.0, now_s - last_s - mean_s)
+    a_step_s = mean_s + late_s / len(worked_s)
     if a_step_s <= 0:
         return None, None
     return 3600 / a_step_s, (steps - last) * a_step_s if steps else None

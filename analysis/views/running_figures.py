@@ -8,7 +8,7 @@ the view began.
 from collections import Counter, deque
 from typing import Final, TypeVar
 
-from analysis.views.live_figures import Snapshot, pace
+from analysis.views.live_figures import RATE_WINDOW_S, RECENT_ROLLOUTS, RECENT_STEPS, Snapshot, pace
 from schemas import (
     DeadLetter,
     Event,
@@ -23,9 +23,6 @@ from schemas import (
 
 _T = TypeVar("_T")
 
-_RATE_WINDOW_S: Final = 10.0
-_RECENT_ROLLOUTS: Final = 512
-_RECENT_STEPS: Final = 50
 _ROUNDS: Final = 2
 _REASONS: Final = 64
 _REASON_CHARACTERS: Final = 160
@@ -37,9 +34,9 @@ class RunningFigures:
 
     def __init__(self, began_s: float) -> None:
         self._began_s = began_s
-        self._passed: deque[float] = deque(maxlen=_RECENT_ROLLOUTS)
+        self._passed: deque[float] = deque(maxlen=RECENT_ROLLOUTS)
         self._tokens: deque[tuple[float, int]] = deque()
-        self._steps: deque[tuple[int, float]] = deque(maxlen=_RECENT_STEPS)
+        self._steps: deque[tuple[int, float]] = deque(maxlen=RECENT_STEPS)
         self._newest: StepCompleted | None = None
         self._reasons: Counter[str] = Counter()
         self._requested: dict[int, set[str]] = {}
@@ -81,7 +78,7 @@ class RunningFigures:
 
     def snapshot(self, *, now_s: float, steps: int, lag: dict[str, int]) -> Snapshot:
         """The figures at `now_s` (Unix seconds) of a run of `steps` steps, 0 for no end."""
-        while self._tokens and self._tokens[0][0] <= now_s - _RATE_WINDOW_S:
+        while self._tokens and self._tokens[0][0] <= now_s - RATE_WINDOW_S:
             self._tokens.popleft()
         newest = self._newest
         step = newest.step if newest else 0
@@ -93,7 +90,7 @@ class RunningFigures:
             pass_rate=sum(self._passed) / len(self._passed) if self._passed else None,
             held_back=self._held_back(),
             reward=newest.metrics.get("reward") if newest else None,
-            tokens_per_s=sum(tokens for _, tokens in self._tokens) / _RATE_WINDOW_S,
+            tokens_per_s=sum(tokens for _, tokens in self._tokens) / RATE_WINDOW_S,
             staleness=newest.metrics.get("staleness") if newest else None,
             groups_ready=self._reasons["ready"],
             groups_dropped={name: n for name, n in sorted(self._reasons.items()) if name != "ready"},
@@ -111,8 +108,10 @@ class RunningFigures:
         unreported, self._unreported, self._reported_s = self._unreported, 0, now_s
         reason, times = self._refusals.most_common(1)[0]
         total = f", {self._dead_letters} since the start" if self._dead_letters > unreported else ""
-        most = reason if times == self._dead_letters else f"most of them ({times}) {reason}"
-        return [f"{unreported} dead letter{'s' if unreported > 1 else ''}{total}: {most}"]
+        which = ""
+        if times < self._dead_letters:
+            which = f"most of them ({times}) " if 2 * times > self._dead_letters else f"for example ({times} of them) "
+        return [f"{unreported} dead letter{'s' if unreported > 1 else ''}{total}: {which}{reason}"]
 
     def _held_back(self) -> tuple[int, float] | None:
         for evaluation in sorted(self._evaluated, reverse=True):

@@ -12,17 +12,29 @@ from deploy.cli.commands.status import _waits
 from schemas import GroupEvaluated
 from streams.broker import Broker
 from streams.record import Output
-from tests.builders import member, step_completed
+from tests.builders import group_requested, member, step_completed
 from tests.run_logs import new_run, write
 
 
-def evaluated(evaluation: int, passed: float) -> Output:
-    group = f"h.{evaluation}"
+def asked(evaluation: int, *groups: str) -> list[Output]:
+    events = [group_requested(f"{g}.{evaluation}", purpose="evaluate", evaluation=evaluation) for g in groups]
+    return [Output("prompts", event, key=event.group_id) for event in events]
+
+
+def evaluated(evaluation: int, passed: float, name: str = "h") -> Output:
+    group = f"{name}.{evaluation}"
     event = GroupEvaluated(
-        group_id=group, prompt_id="h", task="t", evaluation=evaluation, reward_mean=passed, time_s=time.time(),
+        group_id=group, prompt_id=name, task="t", evaluation=evaluation, reward_mean=passed, time_s=time.time(),
         members=(member(f"{group}.0", passed=passed),),
     )  # fmt: skip
     return Output("groups", event, key=group)
+
+
+def steps(first: int, last: int) -> list[Output]:
+    return [
+        Output("steps", step_completed(step, metrics={"reward": step / 30}, time_s=time.time()))
+        for step in range(first, last + 1)
+    ]
 
 
 async def test_the_first_and_the_newest_round_and_the_reward_at_both_ends(broker: Broker) -> None:
@@ -30,15 +42,32 @@ async def test_the_first_and_the_newest_round_and_the_reward_at_both_ends(broker
     run = RunLog(broker.bootstrap, log.settings.run)
     nothing = await asyncio.to_thread(learning, run, steps=0, now_s=time.time())
     assert (nothing.step, nothing.held_back_first, nothing.reward_last, nothing.steps_per_h) == (0, None, None, None)
-    await write(log, evaluated(0, 0.25))
-    for step in range(1, 31):
-        await write(log, Output("steps", step_completed(step, metrics={"reward": step / 30}, time_s=time.time())))
-    await write(log, evaluated(20, 0.5), evaluated(30, 0.75))
+    await write(log, *asked(0, "h"), evaluated(0, 0.25), *steps(1, 20))
+    await write(log, *asked(20, "h"), evaluated(20, 0.5), *steps(21, 30), *asked(30, "h"), evaluated(30, 0.75))
     found = await asyncio.to_thread(learning, run, steps=60, now_s=time.time())
     assert (found.held_back_first, found.held_back_last) == ((0, 0.25), (30, 0.75))
     assert found.reward_first == pytest.approx(0.1)
     assert found.reward_last == pytest.approx(28 / 30)
     assert found.step == 30 and found.steps_per_h is not None and found.left_s is not None
+
+
+async def test_only_rounds_of_which_every_group_is_closed_are_shown(broker: Broker) -> None:
+    """Half a round is another set of prompts: it would look as if the run had learned, or forgotten."""
+    log = new_run(broker)
+    run = RunLog(broker.bootstrap, log.settings.run)
+    await write(log, *asked(0, "h", "k"), evaluated(0, 0.5, "h"))
+    await write(log, *steps(1, 2), evaluated(0, 0.1, "k"), *steps(3, 40))
+    found = await asyncio.to_thread(learning, run, steps=60, now_s=time.time())
+    assert found.held_back_first == found.held_back_last == (0, 0.3), "found though it is far back"
+    await write(log, *asked(40, "h", "k"), evaluated(40, 1.0, "h"))
+    found = await asyncio.to_thread(learning, run, steps=60, now_s=time.time())
+    assert found.held_back_last == (0, 0.3)
+    await write(log, evaluated(40, 0.5, "k"))
+    found = await asyncio.to_thread(learning, run, steps=60, now_s=time.time())
+    assert found.held_back_last == (40, 0.75)
+    await write(log, *steps(41, 50), *asked(50, "h"), *steps(51, 140))
+    found = await asyncio.to_thread(learning, run, steps=0, now_s=time.time())
+    assert found.held_back_last == (40, 0.75)
 
 
 def test_waits_are_one_line_a_process_with_times_as_a_person_says_them() -> None:

@@ -37,6 +37,11 @@ def test_a_step_that_does_not_come_slows_the_pace_down() -> None:
     assert steps_per_h is not None and steps_per_h < 15 and left_s is not None and left_s > 300
 
 
+def test_a_pause_between_two_lives_of_a_run_does_not_make_it_slow() -> None:
+    steps = [(n, 60.0 * n) for n in range(1, 6)] + [(6, 36_000.0), (7, 36_060.0)]
+    assert pace(steps, 36_060.0, 10) == (60.0, 180.0)
+
+
 def test_a_repeated_step_counts_once() -> None:
     assert fed(step_completed(3), step_completed(3), step_completed(2)).snapshot(now_s=0, steps=0, lag={}).step == 3
 
@@ -67,6 +72,13 @@ def test_dead_letters_in_a_row_are_one_sentence_with_their_most_frequent_reason(
     said = "1 dead letter, 193 since the start: most of them (191) producer: no chat template"
     assert figures.notes(BEGAN_S + 10) == [said]
     assert figures.notes(BEGAN_S + 20) == []
+
+
+def test_a_reason_that_is_not_that_of_most_is_an_example() -> None:
+    figures = fed(
+        dead_letter("too long"), dead_letter("too long"), dead_letter("a"), dead_letter("b"), dead_letter("c")
+    )
+    assert figures.notes(BEGAN_S) == ["5 dead letters: for example (2 of them) producer: too long"]
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
