@@ -1,5 +1,6 @@
 """The parts that events are made of: references, messages, sampling, spans, routes, blobs, scores."""
 
+import hashlib
 import math
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -285,6 +286,11 @@ class Canary(Part, frozen=True, kw_only=True):
             return np.ones(self.logprobs.shape, bool)
         found: np.ndarray[Any, np.dtype[np.bool_]] = self.judged.numpy() != 0
         return found
+
+    def set_digest(self) -> str:
+        """SHA-256 (hexadecimal) of what is compared, ids and places; of the same set under other weights the same."""
+        shape = np.array(self.token_ids.shape, "<u4").tobytes()
+        return hashlib.sha256(shape + self.token_ids.numpy().tobytes() + self.compared().tobytes()).hexdigest()
 
     def rows(self) -> list[list[int]]:
         """Each sequence's token ids, up to the last one that is compared."""

@@ -33,8 +33,8 @@ from streams.record import Record
 logger = logging.getLogger(__name__)
 
 SEQUENCES: Final = 4
-TOKENS: Final = 512
-"""Of a sequence, prompt included: with four of them a small part of what a step computes."""
+TOKENS: Final = 2_048
+"""Of the whole set, prompts included: a small part of what a step computes. A single sequence may be longer."""
 
 RENEWED_EVERY: Final = 50
 
@@ -87,9 +87,7 @@ class CanarySet:
         chosen = next((found for each in proposals if (found := msgspec.json.decode(each, type=list[Chosen]))), None)
         if chosen is None:
             if self._set is None:
-                logger.warning(
-                    "the canary has nothing to compare: no response of this batch begins within its %d tokens", TOKENS
-                )
+                logger.warning("the canary has nothing to compare: no response of this batch has two sampled tokens")
             return
         own = score(self._policy, chosen, self._ranks.device)
         known = None if self._set is None else self._set.rounding
@@ -106,19 +104,34 @@ class CanarySet:
 
 
 def choose(micro_batches: Sequence[Sequence[Rollout]]) -> list[Chosen]:
-    """Sequences of different prompts with the most sampled tokens; those that fit whole come first."""
+    """Whole sequences of different prompts, of TOKENS together, or the shortest one where none is that short.
+
+    Among those that leave room for as many others the ones with the most sampled tokens come first, then the shorter.
+    Never a part of one: a fault that grows along a response is not seen at its beginning.
+    """
     rollouts = [rollout for micro in micro_batches for rollout in micro]
-    candidates = [(rollout, chosen) for rollout in rollouts if any((chosen := _cut(rollout)).judged)]
-    candidates.sort(key=lambda item: (len(item[0].tokens) > TOKENS, -sum(item[1].judged)))
+    candidates = [(rollout, chosen) for rollout in rollouts if any((chosen := _whole(rollout)).judged)]
+    share = TOKENS // SEQUENCES
+
+    def order(item: tuple[Rollout, Chosen]) -> tuple[int, int]:
+        tokens = len(item[1].tokens)
+        return max(tokens, share), -sum(item[1].judged)
+
     by_prompt: dict[tuple[int, ...], Chosen] = {}
-    for rollout, chosen in candidates:
-        by_prompt.setdefault(tuple(rollout.tokens[: rollout.prompt_tokens].tolist()), chosen)
-    return list(by_prompt.values())[:SEQUENCES]
+    room = TOKENS
+    for rollout, chosen in sorted(candidates, key=order):
+        prompt = tuple(rollout.tokens[: rollout.prompt_tokens].tolist())
+        if prompt not in by_prompt and (len(chosen.tokens) <= room or not by_prompt):
+            by_prompt[prompt] = chosen
+            room -= len(chosen.tokens)
+        if len(by_prompt) == SEQUENCES:
+            break
+    return list(by_prompt.values())
 
 
-def _cut(rollout: Rollout) -> Chosen:
+def _whole(rollout: Rollout) -> Chosen:
     # An engine that scores samples one token more: a sequence as long as the model takes would be refused.
-    length = min(TOKENS, len(rollout.tokens) - 1)
+    length = len(rollout.tokens) - 1
     responses = len(rollout.tokens) - rollout.prompt_tokens
     sampled = [True] * responses if rollout.sampled is None else rollout.sampled.tolist()
     before = rollout.prompt_tokens - 1
@@ -224,7 +237,7 @@ class CanaryWatch:
         self._gauge = gauge
         self._on_refused = on_refused
         self._published: dict[int, Canary] = {}
-        self._scored: dict[tuple[int, str], NDArray] = {}
+        self._scored: dict[tuple[int, str], CanaryScored] = {}
 
     def on_event(self, event: Event, record: Record) -> None:
         """A record of `weights` or `applied`."""
@@ -237,7 +250,7 @@ class CanaryWatch:
         elif isinstance(event, WeightsRefused):
             self._on_refused(event.version)
         elif isinstance(event, CanaryScored):
-            self._scored[event.version, event.producer_id] = event.logprobs
+            self._scored[event.version, event.producer_id] = event
             self._compare(event.version, event.producer_id)
             for key in sorted(self._scored)[:-_KEPT_VERSIONS]:
                 del self._scored[key]
@@ -246,7 +259,11 @@ class CanaryWatch:
         canary = self._published.get(version)
         if canary is None:
             return
-        drift = compare(canary, self._scored.pop((version, producer_id)), version, producer_id)
+        scored = self._scored.pop((version, producer_id))
+        if scored.set_digest and scored.set_digest != canary.set_digest():
+            # The learner ended between two publications of a version and chose anew; other tokens say nothing.
+            return
+        drift = compare(canary, scored.logprobs, version, producer_id)
         self._gauge(f"canary_drift_{producer_id}", drift.mean)
         self._gauge(f"canary_drift_max_{producer_id}", drift.max)
         bound = bound_of(canary, self._bound)

@@ -56,8 +56,9 @@ class WeightsApplied(EventBase, frozen=True, kw_only=True):
 class CanaryScored(EventBase, frozen=True, kw_only=True):
     """A producer scored the canary of weights `version` under these weights.
 
-    `logprobs` f4 `[sequences, tokens - 1]`, the shape of the publication's. `application` is set in records of the
-    earlier form only, see `schemas.events.earlier_forms`.
+    `logprobs` f4 `[sequences, tokens - 1]`, the shape of the publication's. `set_digest` is that of the set that was
+    scored: a version may be published again with another one; empty in earlier records. `application` is set in
+    records of the earlier form only, see `schemas.events.earlier_forms`.
     """
 
     producer_id: str
@@ -65,6 +66,7 @@ class CanaryScored(EventBase, frozen=True, kw_only=True):
     logprobs: NDArray
     time_s: Time
     application: WeightsApplied | None = None
+    set_digest: str = ""
 
 
 class WeightsRefused(EventBase, frozen=True, kw_only=True):

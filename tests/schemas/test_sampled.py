@@ -36,6 +36,9 @@ def agentic(**changes: Any) -> schemas.RolloutCompleted:
 
 
 EXAMPLES: dict[str, schemas.Event] = {
+    "CanaryScored": schemas.CanaryScored(
+        producer_id="producer-1", version=3, logprobs=f4([-0.5, -1.0]), time_s=1.5, set_digest="ab"
+    ),
     "GroupRequested": group_requested(
         metadata={"source": "MATH", "level": 5, "subject": ["algebra", None], "solved": {"share": 0.25, "ever": True}}
     ),

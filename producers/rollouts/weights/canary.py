@@ -73,6 +73,10 @@ class CanaryScorer:
         # Part of the figures may be of newer weights, whose own canary is due by now.
         if self._engine.version == applied.version:
             scored = CanaryScored(
-                producer_id=applied.producer_id, version=applied.version, logprobs=logprobs, time_s=time.time()
+                producer_id=applied.producer_id,
+                version=applied.version,
+                logprobs=logprobs,
+                time_s=time.time(),
+                set_digest=canary.set_digest(),
             )
             await self._writer.write(Output("applied", scored, key=report_key(scored)))

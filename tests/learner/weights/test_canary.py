@@ -16,7 +16,6 @@ from learner.weights.canary import (
     CEILING,
     FLOOR,
     RENEWED_EVERY,
-    TOKENS,
     UNKNOWN,
     CanarySet,
     CanaryWatch,
@@ -82,11 +81,12 @@ def test_a_chat_templates_system_prompt_is_never_the_set() -> None:
     assert all(not any(each.judged[:299]) and all(each.judged[299:]) for each in chosen)
 
 
-def test_what_does_not_fit_comes_last_and_is_cut() -> None:
-    long, short = rollout(100, 900, 5), rollout(4, 30, 7)
-    first, second = choose([[long, short]])
-    assert len(first.tokens) == 33 and len(second.tokens) == TOKENS and sum(second.judged) == TOKENS - 100
-    assert choose([[rollout(TOKENS, 50)]]) == [], "a prompt that leaves no room for a sampled token"
+def test_sequences_are_whole_and_together_no_longer_than_the_set_may_be() -> None:
+    long, short, other = rollout(100, 1_900, 5), rollout(4, 30, 7), rollout(50, 900, 9)
+    assert [len(each.tokens) for each in choose([[long, short, other]])] == [33, 949]
+    assert [len(each.tokens) for each in choose([[rollout(400, 500, first) for first in range(3, 9)]])] == [899, 899]
+    (alone,) = choose([[rollout(100, 9_000), rollout(100, 6_000, 4)]])
+    assert len(alone.tokens) == 6_099 and sum(alone.judged) == 5_999, "one that is too long is better than none"
 
 
 def test_given_tokens_and_older_weights_are_not_compared_with_the_engine() -> None:
@@ -195,3 +195,20 @@ def test_memory_is_bounded_where_the_other_record_never_comes() -> None:
     for version in range(500):
         watched.hear(published(2 * version), scored(2 * version + 1, 0.0))
     assert len(watched.watch._published) <= 65 and len(watched.watch._scored) <= 65
+
+
+def test_scores_of_the_set_that_a_version_was_first_published_with_say_nothing_of_another() -> None:
+    """A learner that ends behind a publication chooses anew and publishes that version again."""
+    first, again = published(3), published(3)
+    assert first.canary is not None and again.canary is not None
+    other = NDArray.of(np.ones(again.canary.token_ids.shape, np.uint32))
+    again = msgspec.structs.replace(again, canary=msgspec.structs.replace(again.canary, token_ids=other))
+    assert again.canary is not None
+    early = msgspec.structs.replace(scored(3, 5.0), set_digest=first.canary.set_digest())
+    heard = Watched().hear(first, again, early)
+    assert heard.watch.alarms == 0 and "canary_drift_p" not in heard.gauges
+    late = msgspec.structs.replace(scored(3, 5.0), set_digest=again.canary.set_digest())
+    assert heard.hear(late).watch.alarms == 1
+    assert Watched().hear(first, early).watch.alarms == 1, "of the same set it is one"
+    under_others = msgspec.structs.replace(first.canary, logprobs=NDArray.of(OWN * 2), rounding=1.0)
+    assert under_others.set_digest() == first.canary.set_digest()
