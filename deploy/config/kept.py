@@ -5,9 +5,11 @@ directory, and it keeps a copy of every configuration that differs from the one 
 is never lost. `StepCompleted.config_digest` on the log says which of them a step was trained with.
 """
 
-import os
+import logging
+import re
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,10 @@ from deploy.config.identity import check_identity, differences, identity_of
 from deploy.config.run import RunConfig, load
 from deploy.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _SHOWN: Final = 8
+_SINCE: Final = re.compile(r"^# In use since (\S+)$", re.MULTILINE)
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -43,10 +48,9 @@ def adopt(config: RunConfig) -> dict[str, tuple[Any, Any]]:
     layout.root.mkdir(parents=True, exist_ok=True)
     changes: dict[str, tuple[Any, Any]] = {}
     if layout.config.is_file():
-        before = load(None, directory=config.directory)
-        changes = differences(flattened(before.tables()), flattened(config.tables()))
         if not _files(layout.configurations):
             _keep(layout.configurations, layout.config.read_text(encoding="utf-8"), layout.config.stat().st_mtime)
+        changes = differences(flattened(_newest(config).tables()), flattened(config.tables()))
     if changes or not _files(layout.configurations):
         _keep(layout.configurations, config.resolved(), time.time())
     if not layout.identity.exists():
@@ -56,17 +60,21 @@ def adopt(config: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def kept_configurations(directory: Path) -> list[Kept]:
-    """Every configuration that the run had, in order. ConfigError: a file of them cannot be read."""
+    """Every configuration that the run had, in order; one that cannot be read is named in the log and passed over."""
     found: list[Kept] = []
     before: dict[str, Any] | None = None
     for path in _files(directory / "configurations"):
-        config = load(path, directory=directory)
+        try:
+            config, since_s = load(path, directory=directory), _since_s(path)
+        except (ConfigError, OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is passed over: %s", path, error)
+            continue
         flat = flattened(config.tables())
         found.append(
             Kept(
                 number=int(path.stem),
                 file=str(path.relative_to(directory)),
-                since_s=path.stat().st_mtime,
+                since_s=since_s,
                 digest=config_digest(trained_settings(config)),
                 changes={} if before is None else differences(before, flat),
             )
@@ -86,6 +94,23 @@ def _value(value: Any) -> str:
     return "(not set)" if value is None else shown(value)
 
 
+def _newest(config: RunConfig) -> RunConfig:
+    """What the run was last started with; `run.toml` where that was not kept, or is not readable any more.
+
+    Not `run.toml` itself: a person may have edited it since, and a start that was killed has not written it yet.
+    """
+    try:
+        return load(_files(config.layout.configurations)[-1], directory=config.directory)
+    except (ConfigError, OSError, ValueError):
+        return load(None, directory=config.directory)
+
+
+def _since_s(path: Path) -> float:
+    """When it was taken into use; the file's own time only where it does not say, for copying changes that."""
+    found = _SINCE.search(path.read_text(encoding="utf-8"))
+    return datetime.fromisoformat(found[1]).timestamp() if found else path.stat().st_mtime
+
+
 def _files(directory: Path) -> Sequence[Path]:
     return sorted(path for path in directory.glob("*.toml") if path.stem.isdigit())
 
@@ -94,8 +119,8 @@ def _keep(directory: Path, text: str, since_s: float) -> None:
     directory.mkdir(exist_ok=True)
     last = max((int(path.stem) for path in _files(directory)), default=0)
     path = directory / f"{last + 1:04}.toml"
-    _replace(path, text)
-    os.utime(path, (since_s, since_s))
+    since = datetime.fromtimestamp(since_s, UTC).isoformat(timespec="milliseconds")
+    _replace(path, f"# In use since {since}\n{text}")
 
 
 def _replace(path: Path, text: str) -> None:

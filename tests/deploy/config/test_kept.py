@@ -1,7 +1,9 @@
 """No command puts another run's settings into a run directory, and what a run was started with is never lost."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,35 @@ def test_a_service_may_run_where_there_is_no_model(tmp_path: Path) -> None:
 def test_a_fixed_setting_says_why() -> None:
     assert {"run.id", "run.partitions", "blobs.uri", "broker.kind"} == set(fixed())
     assert all(reason for reason in fixed().values())
+
+
+def test_a_kept_file_that_cannot_be_read_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for steps in (1, 2, 3):
+        adopt(demo(tmp_path, f"run.steps={steps}"))
+    (tmp_path / "configurations" / "0002.toml").write_text("[run\n")
+    assert [kept.number for kept in kept_configurations(tmp_path)] == [1, 3]
+    assert "0002.toml cannot be read and is passed over" in caplog.text
+    (tmp_path / "configurations" / "0003.toml").write_bytes(b"\xff")
+    assert adopt(demo(tmp_path, "run.steps=4"))["run.steps"] == (3, 4), "then run.toml says what was before"
+
+
+def test_what_was_edited_by_hand_is_a_change_and_a_start_that_was_killed_is_kept_once(tmp_path: Path) -> None:
+    adopt(demo(tmp_path, "run.steps=1"))
+    edited = demo(tmp_path, "run.steps=2")
+    (tmp_path / "run.toml").write_text(edited.resolved())
+    assert adopt(load(None, directory=tmp_path)) == {"run.steps": (1, 2)}
+    # Killed between the two files: the configuration is kept, run.toml is still the one before.
+    (tmp_path / "run.toml").write_text(demo(tmp_path, "run.steps=1").resolved())
+    assert adopt(edited) == {}
+    assert len(kept_configurations(tmp_path)) == 2 and load(None, directory=tmp_path).run.steps == 2
+
+
+def test_when_a_configuration_was_taken_into_use_outlasts_a_copy(tmp_path: Path) -> None:
+    began_s = time.time()
+    adopt(demo(tmp_path / "run"))
+    kept = tmp_path / "run" / "configurations" / "0001.toml"
+    os.utime(kept, (1.0, 1.0))
+    assert began_s - 1 < kept_configurations(tmp_path / "run")[0].since_s < time.time() + 1
+    kept.write_text(kept.read_text().partition("\n")[2])
+    os.utime(kept, (1.0, 1.0))
+    assert kept_configurations(tmp_path / "run")[0].since_s == 1.0, "written by an earlier version"
