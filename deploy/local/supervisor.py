@@ -107,6 +107,7 @@ class Supervisor:
         self._storage = tuple(storage)
         self._children: dict[str, list[Child]] = {unit.service: [] for unit in units}
         self._killed = asyncio.Event()
+        self._memory_kills = 0
         self._reaper: OrphanReaper | None = None
         self.restarts: dict[str, int] = {unit.service: 0 for unit in units}
 
@@ -165,7 +166,7 @@ class Supervisor:
         """Starts the unit and waits until all of it has ended; how the first of it did."""
         children = self._children[unit.service]
         children.clear()
-        kills = memory_kills()
+        kills = memory_kills() or 0
         sizes = {spec.name: spec.log.stat().st_size if spec.log.exists() else 0 for spec in unit.processes}
         for spec in unit.processes:
             try:
@@ -184,9 +185,16 @@ class Supervisor:
         served_s = max(0.0, ended_s - ready.result()) if ready.done() and not ready.cancelled() else 0.0
         outside = None if stopping.is_set() else await self._outside_cause(first, served_s)
         cause = cause_of(first.log, sizes[first.name])
-        if first.returncode == -SIGKILL and (kills or 0) < (memory_kills() or 0):
+        if first.returncode == -SIGKILL and self._memory_kill_since(kills):
             cause = killed_for_memory(unit.service)
         return _End(first.name, first.returncode, cause, first.log, served_s, outside)
+
+    def _memory_kill_since(self, kills: int) -> bool:
+        """Whether the kernel has killed for memory since it had `kills` times; each of its kills explains one end."""
+        explained = max(kills, self._memory_kills)
+        found = (memory_kills() or 0) > explained
+        self._memory_kills = explained + found
+        return found
 
     async def _outside_cause(self, child: Child, served_s: float) -> str | None:
         if child.returncode == EXIT_OUTSIDE:

@@ -65,3 +65,25 @@ async def test_a_service_that_was_killed_for_memory_is_said_to_be(
     killed, again = notes[:2]
     assert "ended with signal 9: the kernel killed it for want of memory; lower rewards.pool_size" in killed
     assert "memory" not in again, "somebody else's SIGKILL is none of the kernel's"
+
+
+async def test_one_kill_of_the_kernel_explains_one_of_two_services_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was compared with the count at its own start, so that both were told to need less memory."""
+    kills = 0
+    monkeypatch.setattr(module, "memory_kills", lambda: kills)
+    notes: list[str] = []
+    waits = "import time; time.sleep(60)"
+    units = [unit(tmp_path, name, waits) for name in ("rewards", "groups")]
+    supervisor = Supervisor(units, POLICY, stop_s=5, note=notes.append)
+    stopping = asyncio.Event()
+    keeping = asyncio.create_task(supervisor.keep(stopping))
+    await until("for both", lambda: len(supervisor._living()) == 2)
+    kills = 1
+    for child in supervisor._living():
+        child.kill()
+    await until("for two ends", lambda: len(notes) >= 2)
+    stopping.set()
+    await keeping
+    assert sum("the kernel killed it" in note for note in notes[:2]) == 1, notes
