@@ -100,5 +100,8 @@ async def close(closing: Awaitable[Any], seconds: float) -> None:
 
 async def stop_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """Stop `producer` and close its connections, which `stop` leaves open where it raises, as for a fenced producer."""
-    await close(producer.stop(), seconds)
-    await close(producer.client.close(), ABANDON_S)
+    try:
+        await close(producer.stop(), seconds)
+    finally:
+        # Where the caller is cancelled meanwhile as well.
+        await close(producer.client.close(), ABANDON_S)

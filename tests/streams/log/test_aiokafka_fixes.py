@@ -14,7 +14,7 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGro
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from streams.errors import BrokerAwayError
-from streams.log.aiokafka_fixes import AIOKAFKA_VERSION, close, committed_offsets, pace
+from streams.log.aiokafka_fixes import AIOKAFKA_VERSION, close, committed_offsets, pace, stop_producer
 from streams.stages.group_protocol import Heartbeat, LeaveGroup, OffsetCommit
 
 PARTITION = TopicPartition("run.scores", 0)
@@ -155,6 +155,26 @@ async def test_a_close_that_hangs_ends_with_its_caller() -> None:
     async with asyncio.timeout(5):
         await asyncio.wait([closing])
     assert closing.cancelled()
+
+
+async def test_the_connections_of_a_producer_are_closed_though_its_caller_is_cancelled_meanwhile() -> None:
+    began, closed = asyncio.Event(), asyncio.Event()
+
+    class Hanging:
+        async def stop(self) -> None:
+            began.set()
+            await asyncio.sleep(60)
+
+        async def close(self) -> None:
+            closed.set()
+
+    hanging: Any = Hanging()
+    hanging.client = hanging
+    stopping = asyncio.create_task(stop_producer(hanging, 60))
+    await began.wait()
+    stopping.cancel()
+    await asyncio.wait([stopping])
+    assert stopping.cancelled() and closed.is_set()
 
 
 async def test_a_close_begins_at_once_so_that_the_end_of_the_loop_finds_the_client_closed() -> None:
