@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the state of the services that should be there, and of the log."""
     from analysis.views.learning import Learning, as_line
-    from deploy.cli.printing import print_json, print_table
+    from deploy.cli.printing import print_json
     from deploy.local.stalls import stalls
     from deploy.local.standing import answers, finished, states_of
 
@@ -42,20 +42,25 @@ def run(arguments: argparse.Namespace) -> int:
     log = _log(config)
     ages_s: dict[str, float] = log.pop("ages_s")
     status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
-    # A finished run has records that nobody needs any more: only a process that is not there is a stall then.
-    status["stalls"] = stalls(states, {} if finished(services) else log["lags"], ages_s)
+    status["up"] = any(state != "not running" for state in states.values())
+    # The dispatcher knows of the last held-back round too; without it the log says whether there was a last step.
+    status["finished"] = finished(services) if services["dispatcher"] else 0 < config.run.steps <= log["steps"]
+    # A finished run has records that nobody needs any more: only a process that is not there is a stall then; and of a
+    # run that is not up every process is not there.
+    lags = {} if status["finished"] else log["lags"]
+    status["stalls"] = stalls(states, lags, ages_s) if status["up"] else []
     if arguments.json:
         print_json(status)
         return 0
     print(f"run {config.run.id} in {config.directory}, broker at {status['broker']}")
     print(as_line(msgspec.convert(status["learning"], Learning)))
-    if finished(services):
-        print("finished: the last step and its held-back round are done; every service idles")
-    rows = [
-        (name, states[name], (answer or {}).get("pid", ""), _figures(name, (answer or {}).get("gauges", {})))
-        for name, answer in services.items()
-    ]
-    print_table(("service", "state", "pid", "figures"), rows)
+    if not status["up"]:
+        goes_on = f"eachprompt up --dir {config.directory} continues it"
+        print(f"not up; {'finished: the last step is done' if status['finished'] else goes_on}")
+    else:
+        if status["finished"]:
+            print("finished: the last step and its held-back round are done; every service idles")
+        _print_services(services, states)
     held = [
         f"{topic} {', '.join(f'{records:,} ({reader})' for reader, records in by_reader.items() if records)}"
         for topic, by_reader in status["lags"].items()
@@ -69,6 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
     for line in _waits(services):
         print(line)
     return 0
+
+
+def _print_services(services: Mapping[str, Mapping[str, Any] | None], states: Mapping[str, str]) -> None:
+    from deploy.cli.printing import print_table
+
+    rows = [
+        (name, states[name], (answer or {}).get("pid", ""), _figures(name, (answer or {}).get("gauges", {})))
+        for name, answer in services.items()
+    ]
+    print_table(("service", "state", "pid", "figures"), rows)
 
 
 def _waits(services: Mapping[str, Mapping[str, Any] | None]) -> list[str]:

@@ -252,6 +252,18 @@ def test_status_without_services(as_json: AsJson) -> None:
     assert status["lags"]["scores"] == {"groups": status["lag"]["scores"]}
 
 
+def test_status_of_a_run_that_is_not_up_is_no_list_of_stalls(
+    run_directory: RunConfig, eachprompt: Command, as_json: AsJson
+) -> None:
+    """It said of every service that it is not running, and of a run that had done its steps that it waits."""
+    directory = str(run_directory.directory)
+    said = eachprompt("status", "--dir", directory).stdout
+    assert "not up; finished: the last step is done\n" in said and "stalled" not in said
+    assert as_json("status")["stalls"] == [] and as_json("status")["finished"] is True
+    said = eachprompt("status", "--dir", directory, "--set", "run.steps=30").stdout
+    assert f"not up; eachprompt up --dir {directory} continues it\n" in said and "stalled" not in said
+
+
 def test_show_decodes_a_record(as_json: AsJson, run_directory: RunConfig, eachprompt: Command) -> None:
     newest = as_json("show", "rollouts")
     assert newest["event"] == "RolloutCompleted"
