@@ -32,7 +32,7 @@ from streams.record import Record
 
 logger = logging.getLogger(__name__)
 
-SEQUENCES: Final = 4
+SEQUENCES: Final = 16
 TOKENS: Final = 2_048
 """Of the whole set, prompts included: a small part of what a step computes. A single sequence may be longer."""
 
@@ -99,7 +99,7 @@ class CanarySet:
         if self._set is None:
             return None
         self._scored += 1
-        self._set = _scored(self._policy, self._set, self._ranks.device)
+        self._set = scored(self._policy, self._set, self._ranks.device)
         return self._set
 
 
@@ -166,11 +166,11 @@ def score(policy: Policy, chosen: Sequence[Chosen], device: torch.device) -> Can
         judged[row, : len(each.judged)] = each.judged
     nothing = np.zeros(judged.shape, np.float32)
     unscored = Canary(token_ids=NDArray.of(ids), logprobs=NDArray.of(nothing), judged=NDArray.of(judged))
-    return _scored(policy, unscored, device)
+    return scored(policy, unscored, device)
 
 
 @torch.no_grad()
-def _scored(policy: Policy, canary: Canary, device: torch.device) -> Canary:
+def scored(policy: Policy, canary: Canary, device: torch.device) -> Canary:
     """The same set with its log-probs under the present weights, routed natively. Collective: all ranks, same set."""
     rows = canary.rows()
     logp, _ = policy(canary_row(rows).to(device))

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from producers.rollouts.engine.errors import WeightsRefused
@@ -47,11 +48,19 @@ class WeightExtension:
         return ""
 
     def apply_weights(self) -> float:
-        """Puts the staged weights into the model; only while generation is paused. Returns the seconds it took."""
+        """Puts the staged weights into the model; only while generation is paused. Returns the seconds it took.
+
+        RuntimeError: the model does not hold them afterwards.
+        """
         assert self._staged is not None, "apply_weights needs prepare_weights before it"
         began = time.perf_counter()
         with _without_reload_warnings():
             self.model_runner.reload_weights(weights_iterator=iter(self._staged.items()))
+        if missed := not_held(dict(self.model_runner.get_model().named_parameters()), self._staged):
+            raise RuntimeError(
+                f"after the reload the model does not hold {len(missed)} of the tensors that it was given, "
+                f"{missed[0]} among them"
+            )
         self._staged = None
         return time.perf_counter() - began
 
@@ -65,6 +74,22 @@ class WeightExtension:
 
         modules = self.model_runner.get_model().modules()
         return sorted({int(module.layer_id) for module in modules if isinstance(module, MoERunner)})
+
+
+def not_held(parameters: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Names of given tensors that the model has in the same shape (norms, embeddings, head) and holds other values of.
+
+    A reload that loads nothing, or an earlier version, or one layer's weights into another, moves log-probs by less
+    than rounding does where steps are small or layers are many, so the canary cannot see it. What is fused, prepacked
+    or quantized has another shape and is left to the canary.
+    """
+    held = {name: parameters[name] for name in given.keys() & parameters.keys()}
+    return sorted(
+        name
+        for name, parameter in held.items()
+        if parameter.shape == given[name].shape
+        and not torch.equal(parameter.to(given[name].dtype), given[name].to(parameter.device))
+    )
 
 
 @contextmanager
