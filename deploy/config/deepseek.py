@@ -2,7 +2,7 @@
 
 transformers' network has sigmoid scores and a routing bias whatever config.json says. vLLM 0.30.0 takes `scoring_func`
 "softmax" where none is given, and without `topk_method` it has no bias: engine and learner would differ.
-Its latent attention on CPU has one size and no FP8 cache (`vllm.v1.attention.backends.mla.cpu_mla`).
+Its latent attention on CPU has one size (`vllm.v1.attention.backends.mla.cpu_mla`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _READ: Final = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 _LATENT: Final = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 
-def check_deepseek(path: str, model: Mapping[str, Any], device: str, kv_cache_dtype: str) -> None:
+def check_deepseek(path: str, model: Mapping[str, Any], device: str) -> None:
     """`model` is config.json of the directory `path`. ConfigError: the engine would compute it differently."""
     if model.get("model_type") != "deepseek_v3":
         return
@@ -33,8 +33,3 @@ def check_deepseek(path: str, model: Mapping[str, Any], device: str, kv_cache_dt
                 f"model.path is {shown(path)}, whose config.json has {key} {shown(model.get(key))}; allowed with "
                 f"producer.device cpu: {size}, for vLLM's kernel for latent attention has no other size there"
             )
-    if kv_cache_dtype != "auto":
-        raise ConfigError(
-            f"producer.kv_cache_dtype is {shown(kv_cache_dtype)} with a deepseek_v3 model on producer.device cpu; "
-            f'allowed: "auto", for vLLM\'s latent attention has no FP8 cache there'
-        )

@@ -14,6 +14,7 @@ from learner.device_check import check_device, devices, likely_device
 from learner.errors import ModelError
 from learner.settings import SUPPORTED
 from producers.dispatcher.settings import SamplingSettings
+from producers.rollouts.kv_cache import fp8_obstacle
 from schemas.services import SERVICES
 from streams.blobs.store import BlobStore
 from streams.errors import ConfigurationError
@@ -79,15 +80,14 @@ def check_trainable(config: RunConfig) -> None:
             f"replicas.groups is {config.replicas.groups}; allowed: at most run.partitions, which is "
             f"{config.run.partitions}, for an aggregator without a partition has nothing to read"
         )
-    drawn = config.service("dispatcher").sampling
-    longest = config.service("producer").max_model_len
+    drawn, longest = config.service("dispatcher").sampling, config.service("producer").max_model_len
     if drawn.max_tokens >= longest and drawn.max_tokens != SamplingSettings().max_tokens:
         # The default is as much as there is room for; a number of one's own is meant.
         raise ConfigError(
             f"dispatcher.sampling.max_tokens is {drawn.max_tokens}; allowed: fewer than producer.max_model_len, which "
             f"is {longest} for prompt and response together"
         )
-    budget, longest = config.service("batches").token_budget, config.service("producer").max_model_len
+    budget = config.service("batches").token_budget
     if budget < longest:
         raise ConfigError(
             f"batches.token_budget is {budget}; allowed: at least producer.max_model_len, which is {longest}, "
@@ -99,7 +99,6 @@ def check_trainable(config: RunConfig) -> None:
             f"learner.max_sequence_tokens is {most}; allowed: at least producer.max_model_len, which is {longest}, "
             "for what is longer is generated and never trained on"
         )
-    drawn = config.service("dispatcher").sampling
     if drawn.temperature == 0 or drawn.top_p != 1 or drawn.top_k != 0:
         raise ConfigError(
             f"dispatcher.sampling is temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}; "
@@ -122,7 +121,12 @@ def check_engine(config: RunConfig) -> None:
     """ConfigError: a model that the learner can train, but that the producers' engine would compute differently."""
     producer, directory = config.service("producer"), Path(config.model.path)
     read = json.loads((directory / "config.json").read_bytes())
-    check_deepseek(str(directory), read, producer.device, producer.kv_cache_dtype)
+    check_deepseek(str(directory), read, producer.device)
+    if producer.kv_cache_dtype == "fp8" and (why := fp8_obstacle(read, producer.device)):
+        raise ConfigError(
+            f'producer.kv_cache_dtype is "fp8" with model {directory} on producer.device {producer.device}; allowed: '
+            f'"auto", or leave it out: {why}'
+        )
     positions, rope = read.get("max_position_embeddings"), read.get("rope_parameters") or read.get("rope_scaling") or {}
     if isinstance(positions, int) and "factor" not in rope and producer.max_model_len > positions:
         raise ConfigError(

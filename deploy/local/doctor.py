@@ -1,6 +1,7 @@
 """What can be wrong with a machine, each finding with its fix. Reads, and changes nothing."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from deploy.config.run import RunConfig
 from streams.broker import BrokerError, BrokerSettings, choose_kind
 from streams.broker.ports import HOST, is_free
 from streams.broker.ready import parse_bootstrap
+from streams.processes.limits import memory_limit, processor_limit
 
 Level = Literal["ok", "warning", "blocks"]
 
@@ -53,7 +55,17 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def checks(config: RunConfig | None, directory: Path) -> list[Check]:
     """Every check, for a run in `directory`; `config` adds its model, broker and port."""
     broker = BrokerSettings(ephemeral=True) if config is None else config.broker.build()
-    found = [python(), *versions(), vllm(), *extensions(), amx(), processors(), memory(), disk(directory)]
+    found = [
+        python(),
+        *versions(),
+        vllm(),
+        *extensions(),
+        amx(),
+        cache(config),
+        processors(),
+        memory(),
+        disk(directory),
+    ]
     found += [java(broker), broker_kind(broker, directory), port(broker)]
     if config is not None:
         found.append(model(config))
@@ -135,19 +147,46 @@ def amx() -> Check:
             return Check(name="amx", level="warning", finding=finding, fix=fix)
 
 
+def cache(config: RunConfig | None) -> Check:
+    """Whether the engine's cached keys and values can be in FP8, with the run's model where there is one."""
+    from producers.rollouts.kv_cache import fp8_obstacle, machine_obstacle
+
+    why = machine_obstacle()
+    if config is not None:
+        try:
+            read = json.loads((Path(config.model.path) / "config.json").read_bytes())
+        except (OSError, ValueError):
+            read = {}
+        producer = config.service("producer")
+        why = fp8_obstacle(read, producer.device)
+        if producer.kv_cache_dtype == "auto":
+            return Check(name="KV cache", level="ok", finding="in the model's precision, as configured")
+    if why:
+        return Check(name="KV cache", level="ok", finding=f"in the model's precision: {why}")
+    return Check(name="KV cache", level="ok", finding="FP8 works")
+
+
 def processors() -> Check:
     """At least two cores: one for the engine, one for the learner."""
-    count = len(os.sched_getaffinity(0))
+    count = float(len(os.sched_getaffinity(0)))
+    finding = f"{count:g} core{'s' if count > 1 else ''}"
+    quota = processor_limit()
+    if quota is not None and quota < count:
+        finding, count = f"{quota:g} cores' worth of {count:g} (a control group's quota)", quota
     if count < 2:
         fix = "give it 2 cores: engine and learner compute at the same time"
-        return Check(name="processors", level="warning", finding=f"{count} core", fix=fix)
-    return Check(name="processors", level="ok", finding=f"{count} cores")
+        return Check(name="processors", level="warning", finding=finding, fix=fix)
+    return Check(name="processors", level="ok", finding=finding)
 
 
 def memory() -> Check:
     """Available memory, against what the demo's processes take together."""
     free = psutil.virtual_memory().available
     finding = f"{free / GIB:.1f} GiB available"
+    group = memory_limit()
+    if group is not None and group.left < free:
+        free = group.left
+        finding = f"{free / GIB:.1f} GiB available of the {group.limit / GIB:.1f} GiB that a control group allows"
     if free < MEMORY_MIN_BYTES:
         return Check(name="memory", level="blocks", finding=finding, fix=f"free {MEMORY_MIN_BYTES // GIB} GiB")
     if free < MEMORY_GOOD_BYTES:

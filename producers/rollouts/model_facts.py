@@ -33,7 +33,7 @@ def engine_info(settings: ProducerSettings) -> EngineInfo:
         version=_vllm_version(),
         model=Path(settings.model).name,
         weights=settings.precision,
-        kv_cache=settings.kv_cache_dtype,
+        kv_cache=settings.cache_dtype(),
         device=settings.device,
     )
 

@@ -1,11 +1,13 @@
 """The rollout producer's section of the configuration."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from producers.rollouts.engine.errors import EngineSettingsError
 from producers.rollouts.engine.settings import EngineSettings
+from producers.rollouts.kv_cache import CacheDtype, cache_dtype
 from streams.errors import ConfigurationError
 
 Meta = msgspec.Meta
@@ -18,7 +20,10 @@ class ProducerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Annotated[
         Literal["bf16", "fp8"], Meta(description="fp8: weights in 128x128 e4m3 blocks; on CPU rounded through them")
     ] = "bf16"
-    kv_cache_dtype: Annotated[Literal["auto", "fp8"], Meta(description="precision of cached keys and values")] = "fp8"
+    kv_cache_dtype: Annotated[
+        CacheDtype | None,
+        Meta(description="of cached keys and values; auto: the model's; left out: fp8 where machine and model can"),
+    ] = None
     device: Annotated[Literal["cpu", "cuda"], Meta(description="what vLLM runs on")] = "cpu"
     tensor_parallel: Annotated[int, Meta(ge=1, description="GPUs that share each layer; 1 on CPU")] = 1
     threads: Annotated[int, Meta(ge=1, description="OpenMP threads of the engine on CPU")] = 1
@@ -40,13 +45,17 @@ class ProducerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_timeout_s: Annotated[float, Meta(gt=0, description="deadline for one rollout, waiting included")] = 1800.0
     extra: Annotated[dict[str, Any], Meta(description="further arguments of vLLM's AsyncEngineArgs")] = {}
 
+    def cache_dtype(self) -> CacheDtype:
+        """The precision of cached keys and values on this machine."""
+        return cache_dtype(self.kv_cache_dtype, Path(self.model), self.device)
+
     def engine_settings(self, run_seed: int) -> EngineSettings:
         """What the engine is started with. ConfigurationError: a value that cannot work."""
         try:
             return EngineSettings(
                 model=self.model,
                 precision=self.precision,
-                kv_cache_dtype=self.kv_cache_dtype,
+                kv_cache_dtype=self.cache_dtype(),
                 device=self.device,
                 tensor_parallel=self.tensor_parallel,
                 threads=self.threads,

@@ -12,6 +12,7 @@ from typing import Any
 
 from producers.rollouts.engine.errors import EngineError, EngineStartError, in_one_line
 from producers.rollouts.engine.process import EngineProcesses, launch
+from producers.rollouts.engine.reason import mark, said_since
 from producers.rollouts.engine.settings import EngineSettings
 
 _KILL_EVERY_S = 0.25
@@ -43,6 +44,7 @@ class EngineStart:
     def __init__(self, settings: EngineSettings, processes: EngineProcesses) -> None:
         self._settings = settings
         self._processes = processes
+        self._marked = mark()
         self._given_up = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -65,7 +67,8 @@ class EngineStart:
         if isinstance(self._error, EngineError):
             raise self._error
         if self._error is not None:
-            raise EngineStartError(f"the engine did not start: {in_one_line(self._error)}") from self._error
+            said = said_since(self._marked) or in_one_line(self._error)
+            raise EngineStartError(f"the engine did not start: {said}") from self._error
         # Handed over, not shared: vLLM cleans up in finalizers, which must run long before the interpreter ends.
         llm, self._llm = self._llm, None
         return llm

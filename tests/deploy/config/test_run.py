@@ -227,6 +227,17 @@ def test_an_engine_is_not_asked_for_more_positions_than_the_model_has(tmp_path: 
     check(load(path))
 
 
+def test_an_fp8_cache_that_cannot_be_is_refused_before_an_engine_is_started(tmp_path: Path) -> None:
+    """It was found out by five engines in five minutes, each of which pointed to the log above."""
+    path = write_run(tmp_path)
+    model = tmp_path / "model" / "config.json"
+    of_model = json.loads(model.read_text())
+    model.write_text(json.dumps({**of_model, "head_dim": 16}))
+    check(load(path))
+    with pytest.raises(ConfigError, match=r'"fp8" with model .* allowed: "auto", or leave it out: its heads have 16'):
+        check(load(path, overrides=["producer.kv_cache_dtype=fp8"]))
+
+
 def test_a_blob_store_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^blobs\.uri: blob store 'ftp://127\.0\.0\.1:1/' is no location that"):
         check(load(write_run(tmp_path), overrides=["blobs.uri='ftp://127.0.0.1:1/'"]))
