@@ -104,6 +104,14 @@ def check_trainable(config: RunConfig) -> None:
             f"dispatcher.sampling is temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, top_k {drawn.top_k}; "
             "allowed: temperature above 0, top_p 1 and top_k 0, for the learner cannot weigh tokens that were cut off"
         )
+    dispatcher = config.service("dispatcher")
+    longest_s = dispatcher.group_timeout_s + dispatcher.outcome_grace_s
+    if 0 < config.run.retention_h * 3600 < longest_s:
+        raise ConfigError(
+            f"run.retention_h is {config.run.retention_h:g}; allowed: 0 (indefinitely), or at least "
+            f"{longest_s / 3600:.2g}, dispatcher.group_timeout_s and outcome_grace_s together, for what is deleted "
+            "sooner is deleted before it is trained on"
+        )
     if config.blobs.uri:
         try:
             BlobStore(config.blobs.uri)

@@ -19,6 +19,7 @@ import tomli_w
 
 from deploy.config.error_text import convert, shown, suggestion
 from deploy.config.layout import RunDirectory
+from deploy.config.magnitudes import check_magnitudes
 from deploy.config.old_keys import SHORT, current, current_key
 from deploy.config.settings import (
     BlobSettings,
@@ -170,6 +171,7 @@ def resolve(tables: Mapping[str, Any], *, name: str, directory: Path | None) -> 
             close = suggestion(section, list(SECTIONS))
             fix = f"did you mean [{close}]?" if close else f"allowed are {', '.join(SECTIONS)}"
             raise ConfigError(f"section [{section}] is given, but there is no such section; {fix}")
+    check_magnitudes(tables)
     run = dict(tables.get("run", {}))
     run["id"] = run.get("id") or name
     own: dict[str, Any] = {
