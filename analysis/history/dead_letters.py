@@ -111,6 +111,7 @@ def _remains(note: DeadLetterPurged) -> DeadLetter:
         time_s=note.refused_s,
         key=note.key,
         attempts=note.attempts,
+        config_digest=note.config_digest,
     )
 
 
@@ -231,6 +232,7 @@ def _purge_note(entry: DeadLetterEntry) -> DeadLetterPurged:
         attempts=event.attempts,
         ends=ends,
         replayed=entry.replayed,
+        config_digest=event.config_digest,
     )
 
 

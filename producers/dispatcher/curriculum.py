@@ -17,7 +17,10 @@ class Curriculum(Protocol):
         """How a group went."""
 
     def refused(self, prompt_id: str) -> None:
-        """No producer can take this prompt: never choose it again."""
+        """No producer can take this prompt: do not choose it again."""
+
+    def allowed(self, prompt_id: str) -> None:
+        """Its refusal was lifted: choose it as any other."""
 
     def choose(self, count: int, samples: int) -> list[tuple[str, int, int]]:
         """Take the next `count` visits, as (prompt id, visit, samples); fewer only where no prompt is left."""
@@ -51,6 +54,11 @@ class UniformCurriculum:
         """See Curriculum."""
         if prompt_id in self._visits:
             self._refused.add(prompt_id)
+
+    def allowed(self, prompt_id: str) -> None:
+        """See Curriculum."""
+        self._refused.discard(prompt_id)
+        self._epoch = -1
 
     def choose(self, count: int, samples: int) -> list[tuple[str, int, int]]:
         """See Curriculum."""

@@ -6,6 +6,7 @@ from producers.dispatcher.admission import Admission
 from producers.dispatcher.curriculum import Curriculum, UniformCurriculum
 from producers.dispatcher.evaluations import Evaluations, WeightVersions
 from producers.dispatcher.length_estimator import LengthEstimate
+from producers.dispatcher.refusals import Refusals
 from producers.dispatcher.settings import DispatcherSettings
 from producers.dispatcher.sources import Prompt
 from schemas.codec import decode
@@ -15,6 +16,7 @@ from schemas.events import (
     CanaryScored,
     DeadLetter,
     DeadLetterPurged,
+    DeadLetterReplayed,
     Event,
     GroupDropped,
     GroupEvaluated,
@@ -27,7 +29,7 @@ from schemas.events import (
     application_in,
 )
 from schemas.identity import group_id
-from schemas.parts import Purpose
+from schemas.parts import Purpose, Ref
 from schemas.services import SERVICES
 from streams.stages.numbering import Numbering
 
@@ -49,7 +51,9 @@ class Dispatch:
         held_back: Sequence[Prompt],
         run_seed: int,
         curriculum: Curriculum | None = None,
+        config_digest: str | None = None,
     ) -> None:
+        """`config_digest`: of the present settings; what was refused with others is tried again."""
         self._settings = settings
         self._prompts = {prompt.prompt_id: prompt for prompt in (*held_back, *prompts)}
         self._curriculum = curriculum or UniformCurriculum([prompt.prompt_id for prompt in prompts], run_seed)
@@ -59,6 +63,7 @@ class Dispatch:
             settings.evaluate_every,
             settings.max_steps,
         )
+        self._refusals = Refusals([prompt.prompt_id for prompt in prompts], config_digest)
         self._versions = WeightVersions()
         self._rebuilding = True
         self._sequence = 0
@@ -75,6 +80,11 @@ class Dispatch:
     def requested(self) -> int:
         """Groups asked for in this run, held-back ones included."""
         return self._sequence
+
+    @property
+    def refused_prompts(self) -> int:
+        """Training prompts that are not asked for any more."""
+        return self._refusals.count
 
     def finished(self) -> bool:
         """Whether the last step is done, its weights published and the last held-back round measured.
@@ -117,6 +127,8 @@ class Dispatch:
                     self._versions.apply(applied.producer_id, applied.version)
             case DeadLetter():
                 self._refuse(event)
+            case DeadLetterReplayed():
+                self._lift(event.source)
             case DeadLetterPurged():
                 self._refuse_purged(event)
             case _:
@@ -125,6 +137,7 @@ class Dispatch:
     def rebuilt(self) -> None:
         """The log was read to the end that it had when this process had fenced its predecessor."""
         self._rebuilding = False
+        self._notes += self._refusals.warnings()
         self.admission.rebuilt()
         self.evaluating.rebuilt()
 
@@ -160,6 +173,8 @@ class Dispatch:
             last = self._settings.max_steps or 0
             late = self.steps >= last > self._versions.published
             return [f"for weights {last} to be published"] if late else []
+        if self._refusals.none_left:
+            return ["for a prompt: every one of the source was refused (eachprompt dlq list; dlq replay lifts it)"]
         if self._free() == 0:
             complete = self.admission.waiting_for_batch
             return [
@@ -281,10 +296,17 @@ class Dispatch:
         except UndecodableError:
             return
         if isinstance(request, GroupRequested):
-            self._curriculum.refused(request.prompt_id)
             (self.evaluating if request.purpose == "evaluate" else self.admission).ended(request.group_id)
-            if not self._rebuilding:
-                self._notes.append(f"prompt {request.prompt_id} is not asked for again: {dead.error}")
+            if self._refusals.add(dead.source, request.prompt_id, dead.config_digest):
+                self._curriculum.refused(request.prompt_id)
+                if not self._rebuilding:
+                    self._notes.append(f"prompt {request.prompt_id} is not asked for again: {dead.error}")
+                    self._notes += self._refusals.warnings()
+
+    def _lift(self, source: Ref) -> None:
+        """Its operator has put the request back: what refused it was mended."""
+        if source.topic == "prompts" and (prompt_id := self._refusals.lift(source)) is not None:
+            self._curriculum.allowed(prompt_id)
 
     def _refuse_purged(self, purged: DeadLetterPurged) -> None:
         """The request's bytes are gone; its record's key, which the note of the purge has kept, is its group."""
@@ -293,6 +315,9 @@ class Dispatch:
         group = (purged.key or b"").decode(errors="replace")
         prompt_id, _, visit = group.rpartition(".")
         if prompt_id in self._prompts and visit.isdigit():
-            self._curriculum.refused(prompt_id)
+            if purged.replayed is not None:
+                self._lift(purged.source)
+            elif self._refusals.add(purged.source, prompt_id, purged.config_digest):
+                self._curriculum.refused(prompt_id)
             self.admission.ended(group)
             self.evaluating.ended(group)

@@ -47,7 +47,8 @@ async def main(service: ServiceContext, settings: DispatcherSettings) -> None:
     comes from the log, and requests are written in transactions. FencedError: a successor took over.
     """
     prompts, held_back = await asyncio.to_thread(load_prompts, settings)
-    dispatch = Dispatch(settings, prompts, held_back, service.run_context.seed)
+    context = service.run_context
+    dispatch = Dispatch(settings, prompts, held_back, context.seed, config_digest=context.config_digest)
     writer = TransactionalWriter(service.log, f"{service.run_context.run}.dispatcher")
     await writer.open()
     try:
@@ -116,6 +117,7 @@ def _report(service: ServiceContext, dispatch: Dispatch) -> None:
     service.gauge("outstanding_groups", dispatch.admission.outstanding)
     service.gauge("groups_waiting_for_batch", dispatch.admission.waiting_for_batch)
     service.gauge("outstanding_held_back_groups", dispatch.evaluating.outstanding)
+    service.gauge("refused_prompts", dispatch.refused_prompts)
     service.gauge("steps", dispatch.steps)
     service.gauge("finished", dispatch.finished())
 

@@ -7,7 +7,10 @@ from schemas.parts import Count, Ref, Time
 
 
 class DeadLetter(EventBase, frozen=True, kw_only=True):
-    """A record that a stage could not take, with its original bytes. Its id is `source`; the first one counts."""
+    """A record that a stage could not take, with its original bytes. Its id is `source`; the first one counts.
+
+    `config_digest` is of the settings with which it was refused, as in `StepCompleted`; empty where not known.
+    """
 
     source: Ref
     stage: str
@@ -17,6 +20,7 @@ class DeadLetter(EventBase, frozen=True, kw_only=True):
     key: bytes | None = None
     headers: dict[str, bytes] = msgspec.field(default_factory=dict)
     attempts: Count = 1
+    config_digest: str = ""
 
 
 class DeadLetterReplayed(EventBase, frozen=True, kw_only=True):
@@ -34,8 +38,9 @@ class DeadLetterReplayed(EventBase, frozen=True, kw_only=True):
 class DeadLetterPurged(EventBase, frozen=True, kw_only=True):
     """The dead letter of `source` was deleted; this is all that is left of it.
 
-    `stage`, `error`, `key`, `attempts` and `refused_s` (its `time_s`) are the dead letter's. `ends` are the rollouts
-    whose disposition it was, and `replayed` is where its record had been put back before, which is deleted too.
+    `stage`, `error`, `key`, `attempts`, `config_digest` and `refused_s` (its `time_s`) are the dead letter's. `ends`
+    are the rollouts whose disposition it was, and `replayed` is where its record had been put back before, which is
+    deleted too.
     """
 
     source: Ref
@@ -47,3 +52,4 @@ class DeadLetterPurged(EventBase, frozen=True, kw_only=True):
     attempts: Count = 1
     ends: tuple[Ref, ...] = ()
     replayed: Ref | None = None
+    config_digest: str = ""

@@ -68,6 +68,7 @@ class AnyDeadLetter(EventBase, frozen=True, kw_only=True, tag="DeadLetter"):
     replayed: Ref | None = None
     purged: bool = False
     ends: tuple[Ref, ...] = ()
+    config_digest: str = ""
 
     def upcast(self) -> DeadLetter | DeadLetterReplayed | DeadLetterPurged:
         """The event that this record is. The note of a purge kept the dead letter's time and had none of its own."""
@@ -94,4 +95,5 @@ class AnyDeadLetter(EventBase, frozen=True, kw_only=True, tag="DeadLetter"):
             key=self.key,
             headers=self.headers,
             attempts=self.attempts,
+            config_digest=self.config_digest,
         )

@@ -48,7 +48,7 @@ def event_of(record: Record) -> Event:
     return event
 
 
-def dead_letter(record: Record, stage: str, error: str, now_s: float) -> Output:
+def dead_letter(record: Record, stage: str, error: str, now_s: float, config_digest: str | None = None) -> Output:
     """The event that keeps `record` for `eachprompt dlq`; it counts the attempts that were made before."""
     event = DeadLetter(
         source=record.ref,
@@ -59,6 +59,7 @@ def dead_letter(record: Record, stage: str, error: str, now_s: float) -> Output:
         headers=record.headers,
         attempts=attempts_before(record.headers) + 1,
         time_s=now_s,
+        config_digest=config_digest or "",
     )
     return Output("dead-letters", event, key=place(record.ref), cause=record)
 

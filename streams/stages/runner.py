@@ -184,7 +184,8 @@ class ProcessorTask:
             if record.topic != self._spec.input:
                 return self._apply(ProcessResult(finished=(record.ref,)))
             logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
-            refused = dead_letter(record, self._spec.stage, str(error), now_s)
+            digest = self._service.run_context.config_digest
+            refused = dead_letter(record, self._spec.stage, str(error), now_s, digest)
             return self._apply(ProcessResult((refused,), (record.ref,)))
         return self._apply(result, record)
 

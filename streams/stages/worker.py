@@ -216,7 +216,8 @@ class _Pump:
                 await self._worker.handle(event, record, self._writer.write)
             except (UndecodableError, Poison) as error:
                 logger.warning("%s: dead letter %s: %s", self._spec.stage, record.ref, error)
-                await self._writer.write(dead_letter(record, self._spec.stage, str(error), time.time()))
+                digest = self._service.run_context.config_digest
+                await self._writer.write(dead_letter(record, self._spec.stage, str(error), time.time(), digest))
         reach("worker.handled")
         tracker.finish(record.offset)
 

@@ -44,6 +44,12 @@ EXAMPLES: dict[str, schemas.Event] = {
     ),
     "RolloutCompleted": agentic(),
     "RolloutScored": rollout_scored(prompt_tokens=1, response_tokens=5, sampled_tokens=3),
+    "DeadLetter": schemas.DeadLetter(
+        source=schemas.Ref("prompts", 0, 7), stage="producer", error="e", data=b"d", time_s=1.5, config_digest="ab"
+    ),
+    "DeadLetterPurged": schemas.DeadLetterPurged(
+        source=schemas.Ref("prompts", 0, 7), stage="producer", error="e", refused_s=1.0, time_s=1.5, config_digest="ab"
+    ),
     "StepCompleted": step_completed(3, trained_digest="sha256:aa", config_digest="sha256:bb"),
     "WeightsPublished": weights_published(
         3,

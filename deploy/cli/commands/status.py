@@ -67,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         if any(by_reader.values())
     ]
     print(f"not finished yet: {'; '.join(held) or 'nothing'}")
+    if refused := int(((services["dispatcher"] or {}).get("gauges") or {}).get("refused_prompts", 0)):
+        print(
+            f"refused prompts: {refused}, not asked for again (changed settings or eachprompt dlq replay let them in)"
+        )
     if status["dead_letters"]:
         print(f"dead letters: {status['dead_letters']} (eachprompt dlq list --dir {config.directory})")
     for stall in status["stalls"]:

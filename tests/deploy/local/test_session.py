@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.cli.commands.demo import DEMO
@@ -70,10 +72,15 @@ async def test_a_signal_stops_the_run_though_nobody_can_be_told(config: RunConfi
     def closed(said: str) -> None:
         raise OSError(5, "Input/output error", said)
 
-    async with Session(config, note=closed) as session:
-        os.kill(os.getpid(), number)
-        async with asyncio.timeout(DEADLINE_S):
-            await session.stopping.wait()
+    # The tests themselves may be in the background or under nohup, where two of the three are ignored.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        async with Session(config, note=closed) as session:
+            os.kill(os.getpid(), number)
+            async with asyncio.timeout(DEADLINE_S):
+                await session.stopping.wait()
+    finally:
+        signal.signal(number, before)
 
 
 async def test_a_broker_that_dies_again_and_again_ends_the_run(config: RunConfig) -> None:
@@ -86,7 +93,7 @@ async def test_a_broker_that_dies_again_and_again_ends_the_run(config: RunConfig
 
 async def test_a_broker_that_somebody_kills_is_started_again_at_once_however_often(config: RunConfig) -> None:
     """Each time it had been at work: that it does not survive is no fault of its own."""
-    often = load(DEMO, directory=config.directory, overrides=[*OVERRIDES, "supervisor.quick_failure_s=0.000001"])
+    often = replace(config, supervisor=msgspec.structs.replace(config.supervisor, quick_failure_s=1e-6))
     notes: list[str] = []
     async with Session(often, note=notes.append) as session:
         await session.serve(kill_brokers(often, RestartPolicy.deaths + 2), services=[])

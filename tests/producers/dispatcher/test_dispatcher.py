@@ -1,6 +1,7 @@
 """The dispatcher's pure state against a small world that drops, batches, trains and kills."""
 
 import random
+from typing import Any
 
 import msgspec
 from hypothesis import given, settings
@@ -16,6 +17,8 @@ from producers.dispatcher.sources import JsonlSource
 from schemas import (
     DeadLetter,
     DeadLetterPurged,
+    DeadLetterReplayed,
+    Event,
     GroupRequested,
     Ref,
     WeightsRefused,
@@ -212,6 +215,51 @@ def test_a_request_that_no_producer_takes_ends_its_group_and_its_prompt() -> Non
         dispatch.on_event(
             DeadLetter(source=Ref("prompts", 0, 0), stage="producer", error="no event", data=broken, time_s=1.0)
         )
+
+
+def refused(request: GroupRequested, offset: int, **fields: Any) -> DeadLetter:
+    return DeadLetter(
+        source=Ref("prompts", 0, offset), stage="producer", error="too long", data=encode(request), time_s=1.0, **fields
+    )
+
+
+def test_a_refusal_does_not_outlast_the_settings_that_caused_it() -> None:
+    """A minute with a tiny max_model_len, and the run trained on one prompt of thirty for good."""
+    setup = configured(groups_per_batch=4, max_staleness=0)
+    first = started(Dispatch(setup, prompts(4), [], run_seed=0, config_digest="small"))
+    asked = first.due(0.0)
+    letters = [refused(request, number, config_digest="small") for number, request in enumerate(asked[:3])]
+    for letter in letters:
+        first.on_event(letter)
+    assert first.refused_prompts == 3
+    assert sum("prompts were refused" in note for note in first.notes()) == 2, "once half, once a quarter is left"
+    for digest, out in (("small", 3), ("large", 0), (None, 3)):
+        successor = Dispatch(setup, prompts(4), [], run_seed=0, config_digest=digest)
+        history: tuple[Event, ...] = (*letters, *asked)
+        for event in history:
+            successor.on_event(event)
+        successor.rebuilt()
+        assert successor.refused_prompts == out
+        chosen = {request.prompt_id for request in successor.due(2.0)}
+        assert len(chosen) == (1 if out else 3), "the fourth prompt's group is outstanding, and with 3 out its next one"
+
+
+def test_a_refusal_is_lifted_when_its_request_is_put_back() -> None:
+    setup = configured(groups_per_batch=2, max_staleness=0)
+    first, second = started(Dispatch(setup, prompts(2), [], run_seed=0)).due(0.0)
+    letters = refused(first, 0), refused(second, 1)
+    back = DeadLetterReplayed(source=letters[0].source, stage="producer", replayed=Ref("prompts", 0, 9), time_s=2.0)
+    orders: tuple[tuple[Event, ...], ...] = ((*letters, back), (back, *letters))
+    for order in orders:
+        dispatch = Dispatch(setup, prompts(2), [], run_seed=0)
+        for event in (first, second, *order):
+            dispatch.on_event(event)
+        dispatch.rebuilt()
+        assert dispatch.refused_prompts == 1
+        assert {request.prompt_id for request in dispatch.due(2.0)} == {first.prompt_id}
+    dispatch.on_event(refused(first, 9))
+    assert dispatch.refused_prompts == 2, "refused again, as the record that was put back"
+    assert dispatch.waiting()[0].startswith("for a prompt: every one of the source was refused")
 
 
 def test_a_purged_dead_letter_still_refuses_its_prompt_after_a_restart() -> None:
