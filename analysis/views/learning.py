@@ -31,15 +31,18 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True):
     held_back_last: tuple[int, float] | None
 
 
-def learning(log: RunLog, *, steps: int, now_s: float) -> Learning:
-    """Reads `steps` whole, and what holds the first and the newest held-back round of `prompts` and `groups`."""
+def learning(log: RunLog, *, steps: int, now_s: float | None) -> Learning:
+    """Reads `steps` whole, and what holds the first and the newest held-back round of `prompts` and `groups`.
+
+    `now_s`: Unix seconds; None for a run that is not up, whose next step does not come late.
+    """
     done: dict[int, StepCompleted] = {}
     for event, _ in log.events("steps"):
         if isinstance(event, StepCompleted):
             done.setdefault(event.step, event)
     ordered = [done[step] for step in sorted(done)]
     newest = [(step.step, step.time_s) for step in ordered[-_RECENT_STEPS:]]
-    steps_per_h, left_s = pace(newest, now_s, steps)
+    steps_per_h, left_s = pace(newest, newest[-1][1] if now_s is None and newest else now_s or 0.0, steps)
     rewards = [step.metrics["reward"] for step in ordered if "reward" in step.metrics]
     first, last = _first_round(log, ordered), _newest_round(log, ordered)
     return Learning(

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from streams.broker.base import Broker, BrokerError
-from streams.broker.endpoint import Endpoint, broker_pid_file, last_endpoint, write_endpoint
+from streams.broker.endpoint import Endpoint, broker_pid_file, find_endpoint, last_endpoint, write_endpoint
 from streams.broker.ports import HOST, free_port, is_free
 from streams.broker.ready import wait_ready
 from streams.broker.settings import BrokerSettings
 from streams.processes.child import Child, ChildError, running_pid, stop_pid
 
 _PORT_ATTEMPTS = 3
+_STARTING_S = 30.0
+_LENT_S = 10.0
+_ASK_EVERY_S = 0.1
 
 
 class _PortTaken(BrokerError):
@@ -27,7 +30,9 @@ class _PortTaken(BrokerError):
 class LocalBroker(Broker):
     """A broker process below `directory`: data in `broker/`, log in `logs/broker.log`, id in `pids/broker.pid`.
 
-    The process dies with this one. A lock on `broker/lock` keeps two of them from serving the same directory.
+    The process dies with this one. A lock on `broker/lock` keeps two of them from serving the same directory. Who only
+    reads lends it (`lend`): whoever starts the directory's broker then ends that process and takes its place, at the
+    same address.
     """
 
     kind: ClassVar[Literal["kafka", "embedded"]]
@@ -67,7 +72,7 @@ class LocalBroker(Broker):
         if self.alive():
             return
         deadline = time.monotonic() + deadline_s
-        self._acquire()
+        self._acquire(min(deadline_s, _STARTING_S))
         try:
             for attempt in range(1, _PORT_ATTEMPTS + 1):
                 port = self._choose_port()
@@ -95,28 +100,40 @@ class LocalBroker(Broker):
                 self._lock.close()
                 self._lock = None
 
+    def lend(self) -> None:
+        """Let whoever starts this directory's broker end this one and take its place; until then it runs on."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def kill(self) -> None:
         """Ends the process with SIGKILL and waits until it is gone: what a crash does. `start` brings it back."""
         if self._child is not None:
             self._child.stop(0, signal.SIGKILL)
 
-    def _acquire(self) -> None:
-        """Takes the directory's lock; whoever holds it is the only one to start a broker there."""
+    def _acquire(self, starting_s: float) -> None:
+        """Takes the directory's lock; whoever holds it is the only one to start a broker there.
+
+        A holder whose broker is not up yet may be about to lend it, so it is waited for, `starting_s` at most.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         if self._lock is not None:
             return
         lock = (self.home / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            pid = running_pid(broker_pid_file(self.directory))
-            runs = f"process {pid}" if pid is not None else "it is just starting"
-            raise BrokerError(f"the broker of {self.directory} is already run by another process ({runs})") from None
+        deadline, up = time.monotonic() + starting_s, False
+        while not _locked(lock):
+            # Asked once more after it was seen to be up: it is lent a moment later, if at all.
+            if up or time.monotonic() > deadline:
+                lock.close()
+                pid = running_pid(broker_pid_file(self.directory))
+                runs = f"process {pid}" if pid is not None else "it is just starting"
+                raise BrokerError(f"the broker of {self.directory} is already run by another process ({runs})")
+            up = find_endpoint(self.directory) is not None
+            time.sleep(_ASK_EVERY_S)
         self._lock = lock
-        # Its starter is gone, or the lock would be held: it is dying, and the kernel may need a moment.
+        # It was lent, or its starter is gone: then it is dying, and the kernel may need a moment.
         orphan = running_pid(broker_pid_file(self.directory))
-        if orphan is not None and not stop_pid(orphan, 2):
+        if orphan is not None and not stop_pid(orphan, _LENT_S):
             raise BrokerError(f"an earlier broker of {self.directory}, process {orphan}, cannot be stopped")
 
     def _choose_port(self) -> int:
@@ -167,3 +184,11 @@ class LocalBroker(Broker):
         return BrokerError(
             f"the {self.kind} broker ended with code {child.returncode}: {reason[:300]} (see {self.log})"
         )
+
+
+def _locked(file: TextIOWrapper) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

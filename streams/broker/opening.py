@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from streams.broker.base import Broker, BrokerConfigurationError
+from streams.broker.base import Broker, BrokerConfigurationError, BrokerError
 from streams.broker.endpoint import find_endpoint
+from streams.broker.local import LocalBroker
+from streams.broker.readers import Readers
 from streams.broker.settings import BrokerSettings
 
 _log = logging.getLogger(__name__)
 
 EXTERNAL_S: Final = 7.0
 """How long a tool waits for a cluster to answer."""
+
+LAST_S: Final = 600.0
+"""How long the tool that started the broker waits for others that read by it before it ends it all the same."""
 
 
 def choose_kind(settings: BrokerSettings, directory: Path) -> tuple[Literal["kafka", "embedded", "external"], str]:
@@ -77,16 +82,41 @@ def open_broker(settings: BrokerSettings, directory: Path) -> Broker:
 def running_broker(settings: BrokerSettings, directory: Path, deadline_s: float = 60.0) -> Iterator[str]:
     """The bootstrap address of a run's broker, which is started for as long as the block lasts if it is not up.
 
-    This is how tools that read a run directory reach its topics. Raises `BrokerError` as `Broker.start` does; for a
-    cluster after `EXTERNAL_S` at the latest, for nothing is being started there that would be worth waiting for.
+    This is how tools that read a run directory reach its topics. They keep nobody out: the broker is lent, so that a
+    run that starts meanwhile ends it and serves at the same address, where the tools go on reading; and the tool that
+    started it ends last of those that read. Raises `BrokerError` as `Broker.start` does; for a cluster after
+    `EXTERNAL_S` at the latest, for nothing is being started there that would be worth waiting for.
     """
-    endpoint = None if settings.kind == "external" else find_endpoint(directory)
-    if endpoint is not None:
-        yield endpoint.bootstrap
+    if settings.kind == "external":
+        cluster = open_broker(settings, directory)
+        cluster.start(min(deadline_s, EXTERNAL_S))
+        yield cluster.bootstrap
         return
+    with Readers(directory) as readers:
+        with readers.alone(deadline_s):
+            address, started = _found_or_started(settings, directory, deadline_s)
+        try:
+            yield address
+        finally:
+            if started is not None:
+                readers.last(LAST_S)
+                started.stop()
+
+
+def _found_or_started(settings: BrokerSettings, directory: Path, deadline_s: float) -> tuple[str, Broker | None]:
+    """The address of a directory's local broker, and the broker where it had to be started; it is lent then."""
+    endpoint = find_endpoint(directory)
+    if endpoint is not None:
+        return endpoint.bootstrap, None
     broker = open_broker(settings, directory)
-    broker.start(min(deadline_s, EXTERNAL_S) if broker.kind == "external" else deadline_s)
     try:
-        yield broker.bootstrap
-    finally:
-        broker.stop()
+        broker.start(deadline_s)
+    except BrokerError:
+        # A run that was just starting its own broker has it up by now.
+        endpoint = find_endpoint(directory)
+        if endpoint is None:
+            raise
+        return endpoint.bootstrap, None
+    if isinstance(broker, LocalBroker):
+        broker.lend()
+    return broker.bootstrap, broker

@@ -216,7 +216,7 @@ class Child:
                 _kill_group(self.pid)
                 self._process.wait()
                 if self.pid_file is not None:
-                    self.pid_file.unlink(missing_ok=True)
+                    _remove_pid_file(self.pid_file, self.pid)
             return self._process.returncode
 
 
@@ -232,6 +232,13 @@ def write_pid_file(path: Path, pid: int) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(f"{pid}\n")
     partial.replace(path)
+
+
+def _remove_pid_file(path: Path, pid: int) -> None:
+    """Unless somebody else's process has taken this one's place by now."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        if int(path.read_text()) == pid:
+            path.unlink()
 
 
 def running_pid(path: Path) -> int | None:

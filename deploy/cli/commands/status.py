@@ -39,10 +39,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, directory=arguments.dir, overrides=arguments.set)
     services = answers(config)
     states = states_of(config, services)
-    log = _log(config)
+    up = any(state != "not running" for state in states.values())
+    log = _log(config, up)
     ages_s: dict[str, float] = log.pop("ages_s")
     status = {"run": config.run.id, "directory": str(config.directory), "services": services, "states": states, **log}
-    status["up"] = any(state != "not running" for state in states.values())
+    status["up"] = up
     # The dispatcher knows of the last held-back round too; without it the log says whether there was a last step.
     status["finished"] = finished(services) if services["dispatcher"] else 0 < config.run.steps <= log["steps"]
     # A finished run has records that nobody needs any more: only a process that is not there is a stall then; and of a
@@ -113,7 +114,7 @@ def _figures(process: str, gauges: Mapping[str, float]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {gauges[name]:.4g}" for name in names if name in gauges)
 
 
-def _log(config: RunConfig) -> dict[str, Any]:
+def _log(config: RunConfig, up: bool) -> dict[str, Any]:
     """Lags, number of steps and ages of the outputs; the run's broker is started if it is not up."""
     from analysis.history.run_log import backlog, main_lag
     from analysis.views.learning import learning
@@ -128,7 +129,7 @@ def _log(config: RunConfig) -> dict[str, Any]:
             newest_s = admin.newest_s([log.full(topic) for topic in outputs])
         now_s = time.time()
         ages_s = {t: max(0.0, now_s - newest_s[log.full(t)]) for t in outputs if log.full(t) in newest_s}
-        learned = learning(log, steps=config.run.steps, now_s=now_s)
+        learned = learning(log, steps=config.run.steps, now_s=now_s if up else None)
         dead_letters = sum(isinstance(event, DeadLetter) for event, _ in log.events("dead-letters"))
         return {
             "broker": log.bootstrap,

@@ -142,11 +142,69 @@ def test_tools_find_a_running_broker_and_start_it_otherwise(tmp_path: Path) -> N
         with running_broker(EMBEDDED, tmp_path) as second:
             assert second == first
         assert find_endpoint(tmp_path) == endpoint, "who did not start it does not stop it"
-        with pytest.raises(BrokerError, match=rf"already run by another process \(process {endpoint.pid}\)"):
-            open_broker(EMBEDDED, tmp_path).start(5)
     assert find_endpoint(tmp_path) is None
     assert not (tmp_path / "pids" / "broker.pid").exists()
     assert (tmp_path / "logs" / "broker.log").stat().st_size > 0
+
+
+def test_a_run_takes_the_place_of_a_broker_that_a_tool_has_started(tmp_path: Path) -> None:
+    """`trace` on a stopped run kept `up` from starting."""
+    with running_broker(EMBEDDED, tmp_path) as address:
+        lent = find_endpoint(tmp_path)
+        with open_broker(EMBEDDED, tmp_path) as own:
+            assert isinstance(own, LocalBroker)
+            assert lent is not None and own.pid not in (None, lent.pid) and running_pid(lent_file(tmp_path)) == own.pid
+            assert own.bootstrap == address, "whoever reads goes on reading there"
+            with pytest.raises(BrokerError, match=rf"already run by another process \(process {own.pid}\)"):
+                open_broker(EMBEDDED, tmp_path).start(5)
+            with running_broker(EMBEDDED, tmp_path) as third:
+                assert third == address
+            assert own.alive(), "a tool does not end what it has not started"
+    assert find_endpoint(tmp_path) is None
+
+
+def test_the_tool_that_started_the_broker_ends_it_after_the_last_that_reads(tmp_path: Path) -> None:
+    alive: list[bool] = []
+    first_reads, second_reads = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with running_broker(EMBEDDED, tmp_path):
+            first_reads.set()
+            assert second_reads.wait(60)
+
+    def second() -> None:
+        with running_broker(EMBEDDED, tmp_path):
+            second_reads.set()
+            time.sleep(1.0)  # the first is at its end by now
+            alive.append(find_endpoint(tmp_path) is not None)
+
+    one, two = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    assert first_reads.wait(60)
+    two.start()
+    one.join(60)
+    two.join(60)
+    assert alive == [True] and find_endpoint(tmp_path) is None
+
+
+def test_tools_that_begin_at_the_same_time_share_one_broker(tmp_path: Path) -> None:
+    barrier, addresses = threading.Barrier(4), []
+
+    def read() -> None:
+        with running_broker(EMBEDDED, tmp_path) as address:
+            addresses.append(address)
+            barrier.wait(60)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert len(addresses) == 4 and len(set(addresses)) == 1
+
+
+def lent_file(directory: Path) -> Path:
+    return directory / "pids" / "broker.pid"
 
 
 def test_a_killed_broker_is_noticed_and_comes_back(tmp_path: Path) -> None:
